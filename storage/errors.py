@@ -1,0 +1,51 @@
+"""What storage refuses, and why: each docstring is a sentence that users may read."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """The database could not do what was asked; nothing was changed."""
+
+
+class StorageFullError(StorageError):
+    """The disk is full; nothing was stored. Try again when there is space."""
+
+
+class StorageBusyError(StorageError):
+    """The database did not answer in time; nothing was stored. Try again."""
+
+
+class FolderInUseError(StorageError):
+    """Another picback serve owns this data folder."""
+
+
+class UnusableDatabaseError(StorageError):
+    """The data folder holds no database that this version of picback can use."""
+
+
+class RequestIdReusedError(Exception):
+    """This request_id was used before, for another request."""
+
+
+class ImageNotFoundError(Exception):
+    """There is no image with this id."""
+
+
+class QueryNotFoundError(Exception):
+    """There is no query with this id."""
+
+
+class StateConflictError(Exception):
+    """The query's state forbids it."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the query is {state}")
+        self.state = state
+
+
+class KeyNotFoundError(Exception):
+    """There is no such API key."""
+
+
+class KeyNameTakenError(Exception):
+    """An API key of this name exists; names are unique among keys that are not revoked."""

@@ -1,0 +1,350 @@
+"""Images, their bytes, and the duty to tag them.
+
+An image that waits for the tagger is PENDING and either due or leased. A lease is held
+by a thread of the one server process and ends with it: `void_leases` at start makes all
+that was under way due again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from storage import requests, tags
+from storage.changes import Changes
+from storage.errors import ImageNotFoundError
+from storage.ids import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from storage.database import Connection, Database
+    from storage.requests import Request
+    from storage.tags import ImageTag
+
+_COLUMNS: Final = (
+    "seq, id, sha256, media_type, size_bytes, width, height, state,"
+    " failure_reason, failure_message, created_at"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewImage:
+    """What an upload knows."""
+
+    content: bytes
+    sha256: str
+    media_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A stored image with its tags, best first; without its bytes."""
+
+    seq: int
+    id: str
+    sha256: str
+    media_type: str
+    size_bytes: int
+    width: int
+    height: int
+    state: str
+    failure_reason: str | None
+    failure_message: str | None
+    created_at: int
+    tags: tuple[ImageTag, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaggingLease:
+    """The right of one thread to tag one image, proved by its number of attempt."""
+
+    seq: int
+    id: str
+    #: From 1, counted when leased; never used twice.
+    attempt: int
+    #: When the image began to wait for tags.
+    pending_since: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagsFound:
+    """The tagger has spoken: tag name -> confidence (millionths), perhaps none."""
+
+    tags: Mapping[str, int]
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaggingFailed:
+    """The tagger will never tag this image."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagLater:
+    """The tagger could not be asked; the image is due again at *due_at*."""
+
+    due_at: int
+
+
+class Images:
+    """The images of a database. Safe to use from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        #: Published after each change of an image, and after each attempt to tag it.
+        self.changes = Changes()
+
+    def add(
+        self,
+        new: NewImage,
+        *,
+        tags_of_caller: Mapping[str, int],
+        request: Request | None,
+        tag_it: bool,
+        now: int,
+    ) -> tuple[Image, bool]:
+        """Store an image, or find the one with the same bytes or from the same request.
+
+        Args:
+            new: The image.
+            tags_of_caller: Tag name -> confidence (millionths). They are added to an image
+                that was there already, too.
+            request: For idempotency, when the caller named the request.
+            tag_it: Whether the image waits for a tagger (PENDING) or is READY as it is.
+                An image that is FAILED waits again.
+            now: The time, in milliseconds since the epoch.
+
+        Returns:
+            The image, and whether it is new.
+
+        Raises:
+            RequestIdReusedError: Nothing was changed.
+        """
+
+        def operation(connection: Connection) -> tuple[str, bool]:
+            known = requests.find(connection, request)
+            if known is not None:
+                return known, False
+            rows = connection.execute(
+                "SELECT seq, id FROM image WHERE sha256 = ?", (new.sha256,)
+            ).fetchall()
+            if rows:
+                seq, id_ = rows[0]
+                if tag_it:
+                    connection.execute(
+                        "UPDATE image SET state = 'PENDING', failure_reason = NULL,"
+                        " failure_message = NULL, pending_since = ?, due_at = ?"
+                        " WHERE seq = ? AND state = 'FAILED'",
+                        (now, now, seq),
+                    )
+            else:
+                seq, id_ = _insert(connection, new, tag_it=tag_it, now=now)
+            requests.remember(connection, request, id_)
+            if tags_of_caller:
+                tags.set_by_caller(connection, seq, tags_of_caller)
+            return id_, not rows
+
+        id_, created = self._database.write(operation, size_bytes=len(new.content))
+        self.changes.publish(id_)
+        return self.get(id_), created
+
+    def get(self, image_id: str) -> Image:
+        """Return one image.
+
+        Raises:
+            ImageNotFoundError: There is none with this id.
+        """
+        return self._one("id = ?", image_id)
+
+    def get_by_seq(self, seq: int) -> Image:
+        """Return the image that was stored as number *seq*.
+
+        Raises:
+            ImageNotFoundError: It has been deleted.
+        """
+        return self._one("seq = ?", seq)
+
+    def content(self, seq: int) -> bytes:
+        """Return an image's bytes, as they were uploaded.
+
+        Raises:
+            ImageNotFoundError: It has been deleted.
+        """
+        rows = self._database.read("SELECT content FROM image_content WHERE image_seq = ?", (seq,))
+        if not rows:
+            msg = "the image has been deleted"
+            raise ImageNotFoundError(msg)
+        return bytes(rows[0][0])
+
+    def page(self, *, before: int | None, size: int) -> list[Image]:
+        """Return up to *size* images, newest first, stored before number *before*."""
+        return self._images(
+            f"SELECT {_COLUMNS} FROM image WHERE (?1 IS NULL OR seq < ?1) ORDER BY seq DESC LIMIT ?2",
+            (before, size),
+        )
+
+    def update_tags(
+        self, image_id: str, *, set_tags: Mapping[str, int], remove: Sequence[str]
+    ) -> Image:
+        """Set and remove tags by hand, over whatever a model says now or later.
+
+        Raises:
+            ImageNotFoundError: Nothing was changed.
+        """
+
+        def operation(connection: Connection) -> None:
+            seq = _seq_of(connection, image_id)
+            # Confidence 0 takes a tag away.
+            tags.set_by_caller(connection, seq, {**set_tags, **dict.fromkeys(remove, 0)})
+
+        self._database.write(operation)
+        self.changes.publish(image_id)
+        return self.get(image_id)
+
+    def delete(self, image_id: str) -> None:
+        """Delete an image, its bytes and its tags.
+
+        Raises:
+            ImageNotFoundError: There is none with this id.
+        """
+
+        def operation(connection: Connection) -> None:
+            seq = _seq_of(connection, image_id)
+            connection.execute("DELETE FROM image WHERE seq = ?", (seq,))
+            requests.forget(connection, image_id)
+            tags.announce(connection, seq)
+
+        self._database.write(operation)
+        self.changes.publish(image_id)
+
+    def lease_for_tagging(self, *, limit: int, now: int) -> list[TaggingLease]:
+        """Lease up to *limit* images that are due for tagging, oldest first."""
+
+        def operation(connection: Connection) -> list[TaggingLease]:
+            rows = connection.execute(
+                "SELECT seq FROM image WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?",
+                (now, limit),
+            ).fetchall()
+            return [
+                TaggingLease(seq=seq, id=id_, attempt=attempt, pending_since=pending_since)
+                for (due,) in rows
+                for seq, id_, attempt, pending_since in connection.execute(
+                    "UPDATE image SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
+                    " WHERE seq = ? RETURNING seq, id, attempt, pending_since",
+                    (now, due),
+                ).fetchall()
+            ]
+
+        return self._database.write(operation)
+
+    def next_tagging_due_at(self) -> int | None:
+        """Return when the next image is due for tagging; None when none waits."""
+        rows = self._database.read("SELECT min(due_at) FROM image WHERE due_at IS NOT NULL")
+        due_at = rows[0][0]
+        return None if due_at is None else int(due_at)
+
+    def settle_tagging(
+        self, outcomes: Sequence[tuple[TaggingLease, TagsFound | TaggingFailed | TagLater]]
+    ) -> None:
+        """End leases by recording what came of them. A lease that was lost changes nothing."""
+
+        def operation(connection: Connection) -> None:
+            for lease, outcome in outcomes:
+                _settle(connection, lease, outcome)
+
+        self._database.write(operation)
+        for lease, _ in outcomes:
+            self.changes.publish(lease.id)
+
+    def void_leases(self, *, now: int) -> None:
+        """Make every leased image due. Only right when no thread holds a lease: at start."""
+        self._database.write(
+            lambda connection: (
+                connection.execute(
+                    "UPDATE image SET leased_at = NULL, due_at = ? WHERE leased_at IS NOT NULL",
+                    (now,),
+                ).rowcount
+            )
+        )
+
+    def _one(self, condition: str, value: object) -> Image:
+        found = self._images(f"SELECT {_COLUMNS} FROM image WHERE {condition}", (value,))
+        if not found:
+            msg = "there is no image with this id"
+            raise ImageNotFoundError(msg)
+        return found[0]
+
+    def _images(self, sql: str, parameters: tuple[object, ...]) -> list[Image]:
+        rows = self._database.read(sql, parameters)
+        tags_of = tags.read_of(self._database, [row[0] for row in rows])
+        names = [name.strip() for name in _COLUMNS.split(",")]
+        return [
+            Image(**dict(zip(names, row, strict=True)), tags=tags_of.get(row[0], ()))
+            for row in rows
+        ]
+
+
+def _insert(connection: Connection, new: NewImage, *, tag_it: bool, now: int) -> tuple[int, str]:
+    id_ = new_id("img", now=now)
+    seq = connection.execute(
+        "INSERT INTO image (id, sha256, media_type, size_bytes, width, height, state, created_at,"
+        " pending_since, due_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            id_,
+            new.sha256,
+            new.media_type,
+            len(new.content),
+            new.width,
+            new.height,
+            "PENDING" if tag_it else "READY",
+            now,
+            now if tag_it else None,
+            now if tag_it else None,
+        ),
+    ).lastrowid
+    connection.execute(
+        "INSERT INTO image_content (image_seq, content) VALUES (?, ?)", (seq, new.content)
+    )
+    return int(seq), id_
+
+
+def _seq_of(connection: Connection, image_id: str) -> int:
+    rows = connection.execute("SELECT seq FROM image WHERE id = ?", (image_id,)).fetchall()
+    if not rows:
+        msg = "there is no image with this id"
+        raise ImageNotFoundError(msg)
+    return int(rows[0][0])
+
+
+def _settle(
+    connection: Connection,
+    lease: TaggingLease,
+    outcome: TagsFound | TaggingFailed | TagLater,
+) -> None:
+    changes, values = _changes_of(outcome)
+    held = connection.execute(
+        f"UPDATE image SET leased_at = NULL, {changes}"
+        " WHERE seq = ? AND attempt = ? AND leased_at IS NOT NULL",
+        (*values, lease.seq, lease.attempt),
+    ).rowcount
+    if held and isinstance(outcome, TagsFound):
+        tags.set_by_model(connection, lease.seq, outcome.tags, model=outcome.model)
+
+
+def _changes_of(outcome: TagsFound | TaggingFailed | TagLater) -> tuple[str, tuple[object, ...]]:
+    match outcome:
+        case TagsFound():
+            return "state = 'READY'", ()
+        case TaggingFailed():
+            return (
+                "state = 'FAILED', failure_reason = ?, failure_message = ?",
+                (outcome.reason, outcome.message),
+            )
+        case TagLater():
+            return "due_at = ?", (outcome.due_at,)

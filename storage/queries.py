@@ -1,0 +1,508 @@
+"""Queries, the duty to call back about them, and every attempt at it.
+
+A query that is not final is either due or leased. A lease is held by a thread of the one
+server process and ends with it: `void_leases` at start makes all that was under way due
+again. Every change of a leased query is a compare-and-set on its attempt number, so a
+thread that lost its lease changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from storage import requests
+from storage.changes import Changes
+from storage.errors import QueryNotFoundError, StateConflictError
+from storage.ids import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from storage.database import Connection, Database
+    from storage.requests import Request
+
+#: States that only RedeliverQuery leaves.
+FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED"})
+
+_COLUMNS: Final = (
+    "seq, id, key_id, text, callback_url, state, lemmas, match_image_id, match_score, match_tags,"
+    " matched_at, due_at, failure_reason, failure_message, created_at, ended_at"
+)
+_LEASE_COLUMNS: Final = (
+    "seq, id, key_id, text, callback_url, lemmas, match_image_id, match_score, match_tags,"
+    " matched_at, attempt, cycle_start, give_up_at"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedTag:
+    """A tag that a text matched, by which lemma or phrase, and what it adds (millionths)."""
+
+    name: str
+    lemma: str
+    confidence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The image that won; score is the sum of its tags' confidences (millionths)."""
+
+    image_id: str
+    score: int
+    tags: tuple[MatchedTag, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matched:
+    """What matching found, once and for all attempts: perhaps no image."""
+
+    lemmas: tuple[str, ...]
+    match: Match | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try to call back. A failure_reason of None means that it was delivered."""
+
+    number: int
+    started_at: int
+    latency_ms: int
+    #: 0 when there was no answer.
+    http_status: int = 0
+    failure_reason: str | None = None
+    failure_message: str | None = None
+    #: The beginning of the answer's body, for the submitting key's eyes only.
+    excerpt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A query as it stands, with its attempts, oldest first."""
+
+    seq: int
+    id: str
+    key_id: str
+    text: str
+    callback_url: str
+    state: str
+    matched: Matched | None
+    due_at: int | None
+    failure_reason: str | None
+    failure_message: str | None
+    created_at: int
+    ended_at: int | None
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryLease:
+    """The right of one thread to work on one query, proved by its number of attempt."""
+
+    seq: int
+    id: str
+    key_id: str
+    text: str
+    callback_url: str
+    #: None until matching has been recorded.
+    matched: Matched | None
+    #: From 1 over the query's whole life, counted when leased; never used twice.
+    attempt: int
+    #: From 1 since the query was submitted or redelivered: its place in the schedule.
+    attempt_of_cycle: int
+    give_up_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """The receiver has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryAt:
+    """Not delivered; the query is due again."""
+
+    due_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """Not delivered, and not to be tried again."""
+
+    reason: str
+    message: str
+
+
+class Queries:
+    """The queries of a database. Safe to use from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        #: Published after each change of a query.
+        self.changes = Changes()
+
+    def submit(
+        self,
+        *,
+        key_id: str,
+        text: str,
+        callback_url: str,
+        give_up_after: int | None,
+        request: Request | None,
+        now: int,
+    ) -> tuple[Query, bool]:
+        """Accept a query; when this has returned, we owe a delivery.
+
+        Args:
+            key_id: Whose key; the callback is signed with its secrets.
+            text: What to match.
+            callback_url: Where to deliver.
+            give_up_after: Milliseconds after which a query is given up; None for the
+                schedule's end.
+            request: For idempotency, when the caller named the request.
+            now: The time, in milliseconds since the epoch; the query is due at once.
+
+        Returns:
+            The query, and whether it is new.
+
+        Raises:
+            RequestIdReusedError: Nothing was stored.
+        """
+        new = new_id("qry", now=now)
+
+        def operation(connection: Connection) -> str:
+            known = requests.find(connection, request)
+            if known is not None:
+                return known
+            connection.execute(
+                "INSERT INTO query (id, key_id, text, callback_url, state, due_at, give_up_after,"
+                " give_up_at, created_at) VALUES (?1, ?2, ?3, ?4, 'QUEUED', ?5, ?6, ?5 + ?6, ?5)",
+                (new, key_id, text, callback_url, now, give_up_after),
+            )
+            requests.remember(connection, request, new)
+            return new
+
+        id_ = self._database.write(operation)
+        return self.get(id_), id_ == new
+
+    def get(self, query_id: str) -> Query:
+        """Return one query.
+
+        Raises:
+            QueryNotFoundError: There is none with this id.
+        """
+        found = self._queries(f"SELECT {_COLUMNS} FROM query WHERE id = ?", (query_id,))
+        if not found:
+            msg = "there is no query with this id"
+            raise QueryNotFoundError(msg)
+        return found[0]
+
+    def page(self, *, before: int | None, size: int, state: str | None) -> list[Query]:
+        """Return up to *size* queries, newest first, accepted before number *before*."""
+        return self._queries(
+            f"SELECT {_COLUMNS} FROM query WHERE (?1 IS NULL OR seq < ?1)"
+            " AND (?3 IS NULL OR state = ?3) ORDER BY seq DESC LIMIT ?2",
+            (before, size, state),
+        )
+
+    def cancel(self, query_id: str, *, now: int) -> Query:
+        """Stop a query; one that is CANCELLED stays so. Takes its lease away.
+
+        Raises:
+            QueryNotFoundError: There is none with this id.
+            StateConflictError: It is DELIVERED or FAILED; nothing was changed.
+        """
+
+        def operation(connection: Connection) -> None:
+            seq, state = _state_of(connection, query_id)
+            if state in ("DELIVERED", "FAILED"):
+                raise StateConflictError(state)
+            connection.execute(
+                "UPDATE query SET state = 'CANCELLED', due_at = NULL, leased_at = NULL,"
+                " ended_at = coalesce(ended_at, ?) WHERE seq = ?",
+                (now, seq),
+            )
+
+        self._database.write(operation)
+        self.changes.publish(query_id)
+        return self.get(query_id)
+
+    def redeliver(self, query_id: str, *, now: int) -> Query:
+        """Make a final query due now, at the beginning of its schedule.
+
+        Raises:
+            QueryNotFoundError: There is none with this id.
+            StateConflictError: It is not final; nothing was changed.
+        """
+
+        def operation(connection: Connection) -> None:
+            seq, state = _state_of(connection, query_id)
+            if state not in FINAL_STATES:
+                raise StateConflictError(state)
+            connection.execute(
+                "UPDATE query SET state = iif(matched_at IS NULL, 'QUEUED', 'DELIVERING'),"
+                " due_at = ?1, cycle_start = attempt, give_up_at = ?1 + give_up_after,"
+                " failure_reason = NULL, failure_message = NULL, ended_at = NULL WHERE seq = ?2",
+                (now, seq),
+            )
+
+        self._database.write(operation)
+        self.changes.publish(query_id)
+        return self.get(query_id)
+
+    def lease(self, *, limit: int, now: int) -> list[QueryLease]:
+        """Lease up to *limit* queries that are due, longest due first; counts their attempt."""
+
+        def operation(connection: Connection) -> list[QueryLease]:
+            due = connection.execute(
+                "SELECT seq FROM query WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?", (now, limit)
+            ).fetchall()
+            return [
+                _lease_from(row)
+                for (seq,) in due
+                for row in connection.execute(
+                    "UPDATE query SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
+                    f" WHERE seq = ? RETURNING {_LEASE_COLUMNS}",
+                    (now, seq),
+                ).fetchall()
+            ]
+
+        return self._database.write(operation)
+
+    def next_due_at(self) -> int | None:
+        """Return when the next query is due; None when none waits."""
+        due_at = self._database.read("SELECT min(due_at) FROM query WHERE due_at IS NOT NULL")[0][0]
+        return None if due_at is None else int(due_at)
+
+    def record_match(self, lease: QueryLease, matched: Matched) -> bool:
+        """Fix what every attempt will deliver. False when the lease was lost."""
+
+        def operation(connection: Connection) -> bool:
+            match = matched.match
+            tags = [[tag.name, tag.lemma, tag.confidence] for tag in match.tags] if match else []
+            held = connection.execute(
+                "UPDATE query SET state = 'DELIVERING', lemmas = ?, match_image_id = ?,"
+                " match_score = ?, match_tags = ?, matched_at = ?"
+                " WHERE seq = ? AND attempt = ? AND leased_at IS NOT NULL",
+                (
+                    _json(matched.lemmas),
+                    match.image_id if match else None,
+                    match.score if match else None,
+                    _json(tags) if match else None,
+                    matched.at,
+                    lease.seq,
+                    lease.attempt,
+                ),
+            ).rowcount
+            return bool(held)
+
+        held = self._database.write(operation)
+        self.changes.publish(lease.id)
+        return held
+
+    def settle(
+        self,
+        lease: QueryLease,
+        attempt: Attempt | None,
+        outcome: Delivered | RetryAt | GivenUp,
+        *,
+        now: int,
+    ) -> bool:
+        """End a lease: record the attempt, if one was made, and what comes next.
+
+        Returns:
+            False when the lease was lost (the query was cancelled); nothing was changed.
+        """
+
+        def operation(connection: Connection) -> bool:
+            held = _end_lease(connection, lease, outcome, now)
+            if held and attempt is not None:
+                _insert_attempt(connection, lease.seq, attempt)
+            return held
+
+        held = self._database.write(operation)
+        self.changes.publish(lease.id)
+        return held
+
+    def void_leases(self, *, max_attempts: int, now: int) -> int:
+        """Make every leased query due; return how many. Only right when no thread holds a lease.
+
+        What was under way is recorded as an attempt that was INTERRUPTED. A query for which
+        that was the last of *max_attempts* is given up: so one that takes the server down
+        with it cannot do so for ever.
+        """
+
+        def operation(connection: Connection) -> int:
+            rows = connection.execute(
+                "SELECT seq, attempt, leased_at FROM query WHERE leased_at IS NOT NULL"
+            ).fetchall()
+            for seq, number, leased_at in rows:
+                _insert_attempt(
+                    connection,
+                    seq,
+                    Attempt(
+                        number=number,
+                        started_at=leased_at,
+                        latency_ms=max(0, now - leased_at),
+                        failure_reason="INTERRUPTED",
+                        failure_message="the server stopped during this attempt",
+                    ),
+                )
+            connection.execute(
+                "UPDATE query SET leased_at = NULL, state = 'FAILED', ended_at = ?2,"
+                " failure_reason = 'ATTEMPTS_EXHAUSTED',"
+                " failure_message = 'the server stopped during the last attempt'"
+                " WHERE leased_at IS NOT NULL AND attempt - cycle_start >= ?1",
+                (max_attempts, now),
+            )
+            connection.execute(
+                "UPDATE query SET leased_at = NULL, due_at = ? WHERE leased_at IS NOT NULL", (now,)
+            )
+            return len(rows)
+
+        return self._database.write(operation)
+
+    def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
+        rows = self._database.read(sql, parameters)
+        attempts = self._attempts_of([row[0] for row in rows])
+        return [_query_from(row, attempts.get(row[0], [])) for row in rows]
+
+    def _attempts_of(self, seqs: Sequence[int]) -> dict[int, list[Attempt]]:
+        found: dict[int, list[Attempt]] = {}
+        for (
+            seq,
+            number,
+            started_at,
+            latency_ms,
+            status,
+            reason,
+            message,
+            excerpt,
+        ) in self._database.read(
+            "SELECT query_seq, number, started_at, latency_ms, http_status, failure_reason,"
+            " failure_message, excerpt FROM attempt"
+            " WHERE query_seq IN (SELECT value FROM json_each(?)) ORDER BY query_seq, number",
+            (_json(seqs),),
+        ):
+            attempt = Attempt(
+                number=number,
+                started_at=started_at,
+                latency_ms=latency_ms,
+                http_status=status,
+                failure_reason=reason,
+                failure_message=message,
+                excerpt=excerpt,
+            )
+            found.setdefault(seq, []).append(attempt)
+        return found
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _state_of(connection: Connection, query_id: str) -> tuple[int, str]:
+    rows = connection.execute("SELECT seq, state FROM query WHERE id = ?", (query_id,)).fetchall()
+    if not rows:
+        msg = "there is no query with this id"
+        raise QueryNotFoundError(msg)
+    return rows[0][0], rows[0][1]
+
+
+def _end_lease(
+    connection: Connection,
+    lease: QueryLease,
+    outcome: Delivered | RetryAt | GivenUp,
+    now: int,
+) -> bool:
+    changes, values = _changes_of(outcome, now)
+    held = connection.execute(
+        f"UPDATE query SET leased_at = NULL, {changes}"
+        " WHERE seq = ? AND attempt = ? AND leased_at IS NOT NULL",
+        (*values, lease.seq, lease.attempt),
+    ).rowcount
+    return bool(held)
+
+
+def _changes_of(outcome: Delivered | RetryAt | GivenUp, now: int) -> tuple[str, tuple[object, ...]]:
+    match outcome:
+        case Delivered():
+            return "state = 'DELIVERED', ended_at = ?", (now,)
+        case GivenUp():
+            return (
+                "state = 'FAILED', ended_at = ?, failure_reason = ?, failure_message = ?",
+                (now, outcome.reason, outcome.message),
+            )
+        case RetryAt():
+            return "due_at = ?", (outcome.due_at,)
+
+
+def _insert_attempt(connection: Connection, seq: int, attempt: Attempt) -> None:
+    connection.execute(
+        "INSERT INTO attempt (query_seq, number, started_at, latency_ms, http_status,"
+        " failure_reason, failure_message, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            seq,
+            attempt.number,
+            attempt.started_at,
+            attempt.latency_ms,
+            attempt.http_status,
+            attempt.failure_reason,
+            attempt.failure_message,
+            attempt.excerpt,
+        ),
+    )
+
+
+def _matched_from(
+    lemmas: str | None, image_id: str | None, score: int, tags: str, at: int
+) -> Matched | None:
+    if lemmas is None:
+        return None
+    match = None
+    if image_id is not None:
+        matched_tags = tuple(
+            MatchedTag(name=name, lemma=lemma, confidence=confidence)
+            for name, lemma, confidence in json.loads(tags)
+        )
+        match = Match(image_id=image_id, score=score, tags=matched_tags)
+    return Matched(lemmas=tuple(json.loads(lemmas)), match=match, at=at)
+
+
+def _query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
+    seq, id_, key_id, text, url, state, lemmas, image_id, score, tags, matched_at, *rest = row
+    due_at, failure_reason, failure_message, created_at, ended_at = rest
+    return Query(
+        seq=seq,
+        id=id_,
+        key_id=key_id,
+        text=text,
+        callback_url=url,
+        state=state,
+        matched=_matched_from(lemmas, image_id, score, tags, matched_at),
+        due_at=due_at,
+        failure_reason=failure_reason,
+        failure_message=failure_message,
+        created_at=created_at,
+        ended_at=ended_at,
+        attempts=tuple(attempts),
+    )
+
+
+def _lease_from(row: Any) -> QueryLease:
+    seq, id_, key_id, text, url, lemmas, image_id, score, tags, matched_at, *rest = row
+    attempt, cycle_start, give_up_at = rest
+    return QueryLease(
+        seq=seq,
+        id=id_,
+        key_id=key_id,
+        text=text,
+        callback_url=url,
+        matched=_matched_from(lemmas, image_id, score, tags, matched_at),
+        attempt=attempt,
+        attempt_of_cycle=attempt - cycle_start,
+        give_up_at=give_up_at,
+    )
