@@ -236,7 +236,7 @@ class Database:
             connection = sqlite3.connect(
                 self._file, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT
             )
-            os.chmod(self._file, 0o600)  # noqa: PTH101 - holds secrets, whatever the umask is
+            self._file.chmod(0o600)  # it holds secrets, whatever the umask is
             for pragma in (
                 # The first two only matter while the file is empty.
                 "page_size=16384",  # images: fewer overflow pages

@@ -9,131 +9,36 @@ thread that lost its lease changes nothing.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from storage import requests
 from storage.changes import Changes
 from storage.errors import QueryNotFoundError, StateConflictError
 from storage.ids import new_id
+from storage.query_records import (
+    COLUMNS,
+    LEASE_COLUMNS,
+    Attempt,
+    Delivered,
+    GivenUp,
+    RetryAt,
+    lease_from,
+    query_from,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from storage.database import Connection, Database
+    from storage.query_records import (
+        Matched,
+        Query,
+        QueryLease,
+    )
     from storage.requests import Request
 
 #: States that only RedeliverQuery leaves.
 FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED"})
-
-_COLUMNS: Final = (
-    "seq, id, key_id, text, callback_url, state, lemmas, match_image_id, match_score, match_tags,"
-    " matched_at, due_at, failure_reason, failure_message, created_at, ended_at"
-)
-_LEASE_COLUMNS: Final = (
-    "seq, id, key_id, text, callback_url, lemmas, match_image_id, match_score, match_tags,"
-    " matched_at, attempt, cycle_start, give_up_at"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MatchedTag:
-    """A tag that a text matched, by which lemma or phrase, and what it adds (millionths)."""
-
-    name: str
-    lemma: str
-    confidence: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """The image that won; score is the sum of its tags' confidences (millionths)."""
-
-    image_id: str
-    score: int
-    tags: tuple[MatchedTag, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Matched:
-    """What matching found, once and for all attempts: perhaps no image."""
-
-    lemmas: tuple[str, ...]
-    match: Match | None
-    at: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One try to call back. A failure_reason of None means that it was delivered."""
-
-    number: int
-    started_at: int
-    latency_ms: int
-    #: 0 when there was no answer.
-    http_status: int = 0
-    failure_reason: str | None = None
-    failure_message: str | None = None
-    #: The beginning of the answer's body, for the submitting key's eyes only.
-    excerpt: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """A query as it stands, with its attempts, oldest first."""
-
-    seq: int
-    id: str
-    key_id: str
-    text: str
-    callback_url: str
-    state: str
-    matched: Matched | None
-    due_at: int | None
-    failure_reason: str | None
-    failure_message: str | None
-    created_at: int
-    ended_at: int | None
-    attempts: tuple[Attempt, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryLease:
-    """The right of one thread to work on one query, proved by its number of attempt."""
-
-    seq: int
-    id: str
-    key_id: str
-    text: str
-    callback_url: str
-    #: None until matching has been recorded.
-    matched: Matched | None
-    #: From 1 over the query's whole life, counted when leased; never used twice.
-    attempt: int
-    #: From 1 since the query was submitted or redelivered: its place in the schedule.
-    attempt_of_cycle: int
-    give_up_at: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
-    """The receiver has it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryAt:
-    """Not delivered; the query is due again."""
-
-    due_at: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GivenUp:
-    """Not delivered, and not to be tried again."""
-
-    reason: str
-    message: str
 
 
 class Queries:
@@ -194,7 +99,7 @@ class Queries:
         Raises:
             QueryNotFoundError: There is none with this id.
         """
-        found = self._queries(f"SELECT {_COLUMNS} FROM query WHERE id = ?", (query_id,))
+        found = self._queries(f"SELECT {COLUMNS} FROM query WHERE id = ?", (query_id,))
         if not found:
             msg = "there is no query with this id"
             raise QueryNotFoundError(msg)
@@ -203,7 +108,7 @@ class Queries:
     def page(self, *, before: int | None, size: int, state: str | None) -> list[Query]:
         """Return up to *size* queries, newest first, accepted before number *before*."""
         return self._queries(
-            f"SELECT {_COLUMNS} FROM query WHERE (?1 IS NULL OR seq < ?1)"
+            f"SELECT {COLUMNS} FROM query WHERE (?1 IS NULL OR seq < ?1)"
             " AND (?3 IS NULL OR state = ?3) ORDER BY seq DESC LIMIT ?2",
             (before, size, state),
         )
@@ -261,11 +166,11 @@ class Queries:
                 "SELECT seq FROM query WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?", (now, limit)
             ).fetchall()
             return [
-                _lease_from(row)
+                lease_from(row)
                 for (seq,) in due
                 for row in connection.execute(
                     "UPDATE query SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
-                    f" WHERE seq = ? RETURNING {_LEASE_COLUMNS}",
+                    f" WHERE seq = ? RETURNING {LEASE_COLUMNS}",
                     (now, seq),
                 ).fetchall()
             ]
@@ -368,7 +273,7 @@ class Queries:
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
         attempts = self._attempts_of([row[0] for row in rows])
-        return [_query_from(row, attempts.get(row[0], [])) for row in rows]
+        return [query_from(row, attempts.get(row[0], [])) for row in rows]
 
     def _attempts_of(self, seqs: Sequence[int]) -> dict[int, list[Attempt]]:
         found: dict[int, list[Attempt]] = {}
@@ -454,55 +359,4 @@ def _insert_attempt(connection: Connection, seq: int, attempt: Attempt) -> None:
             attempt.failure_message,
             attempt.excerpt,
         ),
-    )
-
-
-def _matched_from(
-    lemmas: str | None, image_id: str | None, score: int, tags: str, at: int
-) -> Matched | None:
-    if lemmas is None:
-        return None
-    match = None
-    if image_id is not None:
-        matched_tags = tuple(
-            MatchedTag(name=name, lemma=lemma, confidence=confidence)
-            for name, lemma, confidence in json.loads(tags)
-        )
-        match = Match(image_id=image_id, score=score, tags=matched_tags)
-    return Matched(lemmas=tuple(json.loads(lemmas)), match=match, at=at)
-
-
-def _query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
-    seq, id_, key_id, text, url, state, lemmas, image_id, score, tags, matched_at, *rest = row
-    due_at, failure_reason, failure_message, created_at, ended_at = rest
-    return Query(
-        seq=seq,
-        id=id_,
-        key_id=key_id,
-        text=text,
-        callback_url=url,
-        state=state,
-        matched=_matched_from(lemmas, image_id, score, tags, matched_at),
-        due_at=due_at,
-        failure_reason=failure_reason,
-        failure_message=failure_message,
-        created_at=created_at,
-        ended_at=ended_at,
-        attempts=tuple(attempts),
-    )
-
-
-def _lease_from(row: Any) -> QueryLease:
-    seq, id_, key_id, text, url, lemmas, image_id, score, tags, matched_at, *rest = row
-    attempt, cycle_start, give_up_at = rest
-    return QueryLease(
-        seq=seq,
-        id=id_,
-        key_id=key_id,
-        text=text,
-        callback_url=url,
-        matched=_matched_from(lemmas, image_id, score, tags, matched_at),
-        attempt=attempt,
-        attempt_of_cycle=attempt - cycle_start,
-        give_up_at=give_up_at,
     )

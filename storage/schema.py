@@ -11,9 +11,12 @@ only ever grows: whoever lost the lease finds another number there and changes n
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlite_utils import Migrations
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 #: Written into the file's header, so that other programs and other versions can tell:
 #: the bytes "pcbk".
@@ -29,13 +32,13 @@ def version() -> int:
 
 
 @migrations()
-def m0001_settings(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - sqlite_utils is untyped
+def m0001_settings(db: Database) -> None:
     """Small facts about this database, such as the secret that page tokens are signed with."""
     db.execute("CREATE TABLE setting (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT")
 
 
 @migrations()
-def m0002_api_keys(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def m0002_api_keys(db: Database) -> None:
     """Who may call. A key is found by the digest of its token; the token is never stored."""
     db.execute("""
         CREATE TABLE api_key (
@@ -69,7 +72,7 @@ def m0002_api_keys(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
 
 
 @migrations()
-def m0003_images(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def m0003_images(db: Database) -> None:
     """Images, their bytes apart from the rest so that scans never touch them, and tags."""
     db.execute("""
         CREATE TABLE image (
@@ -133,7 +136,7 @@ def m0003_images(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
 
 
 @migrations()
-def m0004_queries(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def m0004_queries(db: Database) -> None:
     """Queries and every attempt to call back about them."""
     db.execute("""
         CREATE TABLE query (
@@ -186,7 +189,7 @@ def m0004_queries(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
 
 
 @migrations()
-def m0005_requests(db) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def m0005_requests(db: Database) -> None:
     """Which request_id of which key stored what, so that a retry stores nothing twice."""
     db.execute("""
         CREATE TABLE request (
