@@ -7,6 +7,7 @@ that was under way due again.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -169,6 +170,15 @@ class Images:
             ImageNotFoundError: It has been deleted.
         """
         return self._one("seq = ?", seq)
+
+    def ids_of(self, seqs: Sequence[int]) -> dict[int, str]:
+        """Return the ids of images by their numbers; those deleted are left out."""
+        return dict(
+            self._database.read(
+                "SELECT seq, id FROM image WHERE seq IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(seqs)),),
+            )
+        )
 
     def content(self, seq: int) -> bytes:
         """Return an image's bytes, as they were uploaded.

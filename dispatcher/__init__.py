@@ -1,0 +1,24 @@
+"""Works off what the server accepted: tags images, matches queries, calls back.
+
+This module is the front door; what stands behind it is nobody else's business. The
+package imports `storage` and `analysis`, speaks HTTP, and knows nothing of gRPC.
+"""
+
+from dispatcher.deliverer import HttpDeliverer
+from dispatcher.dispatcher import Dispatcher
+from dispatcher.matcher import Matching
+from dispatcher.settings import DispatcherSettings
+from dispatcher.signature import new_secret, verify
+from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError, UrlGuard
+
+__all__ = [
+    "CallbackUrlError",
+    "Dispatcher",
+    "DispatcherSettings",
+    "ForbiddenCallbackError",
+    "HttpDeliverer",
+    "Matching",
+    "UrlGuard",
+    "new_secret",
+    "verify",
+]

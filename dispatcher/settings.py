@@ -1,0 +1,29 @@
+"""How the dispatcher works, in one value that refuses what cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatcherSettings:
+    """Sizes and times of the dispatcher. Times are in seconds."""
+
+    #: Threads that match and call back: the most callbacks under way at once.
+    delivery_threads: int = 16
+    #: Threads that ask the tagger.
+    tagging_threads: int = 2
+    #: How long one call of the tagger may take.
+    tagger_timeout: float = 30.0
+    #: First and longest pause after the tagger was out of reach; doubles in between.
+    tagger_pause: tuple[float, float] = (1.0, 60.0)
+    #: The same after an answer that only the operator can mend, such as a wrong token.
+    tagger_operator_pause: tuple[float, float] = (60.0, 600.0)
+    #: An image that has waited this long for a tagger out of reach is FAILED.
+    tagging_give_up_after: float = 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("delivery_threads", "tagging_threads"):
+            if getattr(self, name) < 1:
+                msg = f"{name} must be at least 1, not {getattr(self, name)}"
+                raise ValueError(msg)

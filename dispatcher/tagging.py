@@ -1,0 +1,136 @@
+"""Tagging: from a lease on images to their tags, or to trying later.
+
+The tagger is one for all images. When it is out of reach nothing is wrong with any image,
+so the whole lane pauses, longer each time, instead of every image trying for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from analysis.taggers import Refused, Tagged, Unavailable
+from storage.errors import ImageNotFoundError
+from storage.images import TaggingFailed, TagLater, TagsFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from analysis.taggers import Outcome, Tagger
+    from dispatcher.settings import DispatcherSettings
+    from storage.images import Images, TaggingLease
+
+logger = logging.getLogger(__name__)
+
+
+class TaggingWorker:
+    """Asks the tagger about leased images and records what it says.
+
+    Safe to use from several threads. *clock* tells the time in milliseconds.
+    """
+
+    def __init__(
+        self,
+        settings: DispatcherSettings,
+        *,
+        images: Images,
+        tagger: Tagger,
+        clock: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._images = images
+        self._tagger = tagger
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._paused_until = 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the tagger was out of reach and is not to be asked yet."""
+        return self._clock() < self._paused_until
+
+    def lease(self, limit: int) -> Sequence[TaggingLease]:
+        """Lease what is due, unless the tagger is out of reach."""
+        if self.is_paused:
+            return []
+        return self._images.lease_for_tagging(limit=limit, now=self._clock())
+
+    def next_due_at(self) -> int | None:
+        """Return when there is work again (milliseconds), None when nothing waits."""
+        due_at = self._images.next_tagging_due_at()
+        return None if due_at is None else max(due_at, self._paused_until)
+
+    def process(self, leases: Sequence[TaggingLease]) -> None:
+        """Tag the leased images and end their leases."""
+        contents: list[bytes] = []
+        present: list[TaggingLease] = []
+        for lease in leases:
+            try:
+                contents.append(self._images.content(lease.seq))
+            except ImageNotFoundError:
+                continue  # deleted, and its lease with it
+            present.append(lease)
+        if not present:
+            return
+        try:
+            outcomes = self._tagger.tag(contents, timeout=self._settings.tagger_timeout)
+        except Exception:
+            logger.exception("tagging.crashed")
+            outcomes = [Unavailable(message="the tagger crashed")] * len(present)
+        self._pause_or_resume(outcomes)
+        self._images.settle_tagging(
+            [
+                (lease, self._settlement(lease, outcome))
+                for lease, outcome in zip(present, outcomes, strict=True)
+            ]
+        )
+
+    def _settlement(
+        self, lease: TaggingLease, outcome: Outcome
+    ) -> TagsFound | TaggingFailed | TagLater:
+        match outcome:
+            case Tagged():
+                logger.info("image.tagged", extra={"image": lease.id, "tags": len(outcome.tags)})
+                return TagsFound(
+                    tags={tag.name: tag.confidence for tag in outcome.tags}, model=outcome.model
+                )
+            case Refused():
+                logger.warning(
+                    "image.refused", extra={"image": lease.id, "detail": outcome.message}
+                )
+                return TaggingFailed(reason="TAGGER_REJECTED", message=outcome.message)
+            case Unavailable():
+                return self._later(lease, outcome)
+
+    def _later(self, lease: TaggingLease, outcome: Unavailable) -> TaggingFailed | TagLater:
+        now = self._clock()
+        waited = (now - lease.pending_since) / 1000
+        if waited >= self._settings.tagging_give_up_after:
+            logger.error("image.given_up", extra={"image": lease.id, "detail": outcome.message})
+            return TaggingFailed(reason="TAGGER_UNAVAILABLE", message=outcome.message)
+        # Wait as long again as it has waited: the attempts thin out by themselves.
+        shortest, longest = self._settings.tagger_pause
+        delay = max(outcome.retry_after or 0.0, min(max(waited, shortest), longest))
+        return TagLater(due_at=max(now + round(delay * 1000), self._paused_until))
+
+    def _pause_or_resume(self, outcomes: Sequence[Outcome]) -> None:
+        unavailable = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
+        with self._lock:
+            if len(unavailable) < len(outcomes):
+                self._failures = 0  # it answers: what failed, failed for itself
+                return
+            operator = any(outcome.operator for outcome in unavailable)
+            shortest, longest = (
+                self._settings.tagger_operator_pause if operator else self._settings.tagger_pause
+            )
+            asked_for = max((outcome.retry_after or 0.0 for outcome in unavailable), default=0.0)
+            pause = max(asked_for, min(shortest * 2.0**self._failures, longest))
+            self._failures += 1
+            self._paused_until = self._clock() + round(pause * 1000)
+        logger.log(
+            logging.ERROR if operator else logging.WARNING,
+            "tagging.paused",
+            extra={"seconds": pause, "operator": operator, "detail": unavailable[0].message},
+        )

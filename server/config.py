@@ -1,0 +1,94 @@
+"""The server's configuration: one frozen value, checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from analysis.lemmas import DEFAULT_PIPELINE
+from dispatcher import DispatcherSettings
+
+
+class ConfigError(ValueError):
+    """The configuration cannot work; the text says which part, and what would."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClarifaiSettings:
+    """How to reach Clarifai. The token is a secret and stays out of reprs."""
+
+    token: str = field(default="", repr=False)
+    #: HOST or HOST:PORT; None for Clarifai's own.
+    base: str | None = None
+    #: Without TLS: for a stand-in on this machine.
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """Files in PEM. With a client_ca, callers must show a certificate that it signed."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that `picback serve` can be told. Times are in seconds."""
+
+    listen: str = "127.0.0.1:50051"
+    data: Path = Path("picback-data")
+    #: "auto", "clarifai", "local" or "none".
+    tagger: str = "auto"
+    clarifai: ClarifaiSettings = field(default_factory=ClarifaiSettings)
+    #: HOST:PORT or CIDR; see `dispatcher.UrlGuard`.
+    allow_callback: tuple[str, ...] = ()
+    pipeline: str = DEFAULT_PIPELINE
+    #: Clarifai's limit. Source: docs.clarifai.com, "Upload Inputs".
+    max_image_bytes: int = 20_000_000
+    #: Clarifai's limit. Source: as above.
+    max_image_pixels: int = 85_000_000
+    tls: TlsSettings | None = None
+    #: Allow a plaintext port that other machines can reach.
+    insecure: bool = False
+    callback_timeout: float = 15.0
+    #: How long calls under way may take to end when the server stops.
+    stop_grace: float = 5.0
+    dispatcher: DispatcherSettings = field(default_factory=DispatcherSettings)
+
+    def __post_init__(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            msg = f"listen must be HOST:PORT, not {self.listen!r}"
+            raise ConfigError(msg)
+        if self.tls is None and not self.insecure and not _is_loopback(host):
+            msg = (
+                f"listen {self.listen} can be reached by other machines, and API keys would cross "
+                "the network in clear: configure TLS, or allow it with insecure"
+            )
+            raise ConfigError(msg)
+        if self.tagger == "clarifai" and not self.clarifai.token:
+            msg = "tagger clarifai needs a personal access token (CLARIFAI_PAT)"
+            raise ConfigError(msg)
+        for name in ("max_image_bytes", "max_image_pixels", "callback_timeout"):
+            if getattr(self, name) <= 0:
+                msg = f"{name} must be positive, not {getattr(self, name)}"
+                raise ConfigError(msg)
+
+    @property
+    def tagger_in_use(self) -> str:
+        """What `auto` comes to: Clarifai when there is a token, the local model otherwise."""
+        if self.tagger == "auto":
+            return "clarifai" if self.clarifai.token else "local"
+        return self.tagger
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

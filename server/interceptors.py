@@ -1,0 +1,263 @@
+"""What happens to every call before and after its handler: key, scope, errors, log line.
+
+`intercept_service` runs on gRPC's one serving thread: it may only look things up in
+memory. All else happens in the wrapped behaviour, on the call's own thread.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from server.errors import STATUS_CODES, RequestError, as_request_error, status_of
+from storage.ids import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import ThreadPoolExecutor
+
+    from server.keyring import Keyring
+
+logger = logging.getLogger(__name__)
+
+#: Method -> the scope that it needs. A test holds this to the contract's thirteen RPCs.
+SCOPES: Final[Mapping[str, str]] = {
+    f"/picback.v1.ImageService/{method}": scope
+    for scope, methods in {
+        "images.write": ("UploadImage", "UpdateImageTags", "DeleteImage"),
+        "images.read": ("GetImage", "GetImageContent", "ListImages", "MatchImages"),
+        "queries.write": ("SubmitQuery", "CancelQuery", "RedeliverQuery"),
+        "queries.read": ("GetQuery", "ListQueries", "WatchQuery"),
+    }.items()
+    for method in methods
+}
+#: Probes bring no metadata, so health needs no key.
+_HEALTH: Final = "/grpc.health.v1.Health/"
+_LONGEST_REQUEST_ID: Final = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who makes the call that this thread answers."""
+
+    key_id: str
+    request_id: str
+
+
+#: Set while a handler runs; how a handler knows its caller.
+CALLER: Final[contextvars.ContextVar[Caller]] = contextvars.ContextVar("picback_caller")
+
+
+class _Malformed:
+    """Stands for a request that could not be parsed, so that a handler never sees one."""
+
+
+class Interceptor(grpc.ServerInterceptor):
+    """Lets a call through to its handler, or answers it with an error.
+
+    Args:
+        keyring: Who may call.
+        pools: Method -> its own threads, for methods that hold theirs for long.
+        is_stopping: Whether new calls are to be refused.
+        clock: The time in milliseconds, for ids of requests that bring none.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        *,
+        pools: Mapping[str, ThreadPoolExecutor],
+        is_stopping: Callable[[], bool],
+        clock: Callable[[], int],
+    ) -> None:
+        self._keyring = keyring
+        self._pools = pools
+        self._is_stopping = is_stopping
+        self._clock = clock
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler for a call: the method's own, wrapped, or one that denies."""
+        method = handler_call_details.method
+        if method.startswith(_HEALTH):
+            return continuation(handler_call_details)
+        metadata = handler_call_details.invocation_metadata
+        request_id = self._request_id(metadata)
+        try:
+            key_id, scopes = self._authenticate(metadata)
+            self._check_running()
+            _authorise(method, scopes)
+        except RequestError as error:
+            return self._deny(method, error, request_id)
+        handler = continuation(handler_call_details)
+        if handler is None or method not in SCOPES:
+            return handler  # unknown methods, and reflection, which is a stream of its own
+        return self._wrap(method, handler, Caller(key_id=key_id, request_id=request_id))
+
+    def _request_id(self, metadata: Any) -> str:
+        for key, value in metadata:
+            if (
+                key == "x-request-id"
+                and isinstance(value, str)
+                and 0 < len(value) <= _LONGEST_REQUEST_ID
+                and all("!" <= character <= "~" for character in value)
+            ):
+                return value
+        return new_id("req", now=self._clock())
+
+    def _authenticate(self, metadata: Any) -> tuple[str, frozenset[str]]:
+        tokens = [value for key, value in metadata if key == "x-api-key"]
+        if not tokens:
+            raise RequestError("API_KEY_MISSING", "the call needs the metadata entry x-api-key")
+        # A second entry would leave it open which one counts.
+        grant = self._keyring.look_up(tokens[0]) if len(tokens) == 1 else None
+        if grant is None:
+            raise RequestError("API_KEY_INVALID", "the API key is not valid")
+        return grant.key_id, grant.scopes
+
+    def _check_running(self) -> None:
+        if self._is_stopping():
+            raise RequestError("SHUTTING_DOWN", "the server is stopping")
+
+    def _deny(
+        self, method: str, error: RequestError, request_id: str
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        def deny(_requests: Any, context: grpc.ServicerContext) -> Any:
+            _log(
+                method,
+                code=STATUS_CODES[error.reason],
+                reason=error.reason,
+                key_id="",
+                request_id=request_id,
+                started=time.monotonic(),
+            )
+            _abort(context, error, request_id)
+
+        # As a stream: such a handler never reads its request. A unary one would first take
+        # in the whole of a stranger's upload (10 x 60 MB cost 572 MB; so it costs 2 MB).
+        return grpc.stream_unary_rpc_method_handler(deny)
+
+    def _wrap(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], caller: Caller
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        deserializer = _forgiving(handler.request_deserializer)
+        if handler.unary_stream is not None:
+            stream = handler.unary_stream
+
+            def answer_stream(request: Any, context: grpc.ServicerContext) -> Any:
+                with _answering(method, caller, request, context):
+                    yield from stream(request, context)
+
+            behaviour: Any = answer_stream
+            make = grpc.unary_stream_rpc_method_handler
+        else:
+            unary: Any = handler.unary_unary
+
+            def answer(request: Any, context: grpc.ServicerContext) -> Any:
+                with _answering(method, caller, request, context):
+                    return unary(request, context)
+
+            behaviour = answer
+            make = grpc.unary_unary_rpc_method_handler
+        if method in self._pools:
+            behaviour.experimental_thread_pool = self._pools[method]
+        return make(behaviour, deserializer, handler.response_serializer)
+
+
+def _authorise(method: str, scopes: frozenset[str]) -> None:
+    scope = SCOPES.get(method)
+    if scope is not None and scope not in scopes:
+        raise RequestError(
+            "SCOPE_MISSING", f"the API key lacks the scope {scope}", metadata={"scope": scope}
+        )
+
+
+def _forgiving(deserializer: Any) -> Callable[[bytes], Any]:
+    """Return *deserializer* with a stand-in for what it refuses; gRPC would say INTERNAL."""
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except (DecodeError, UnicodeDecodeError):
+            return _Malformed()
+
+    return deserialize
+
+
+def _check_parsed(request: Any) -> None:
+    if isinstance(request, _Malformed):
+        raise RequestError("REQUEST_MALFORMED", "the bytes are no request of this method")
+
+
+@contextmanager
+def _answering(
+    method: str, caller: Caller, request: Any, context: grpc.ServicerContext
+) -> Iterator[None]:
+    started = time.monotonic()
+    token = CALLER.set(caller)
+    refusal: RequestError | None = None
+    try:
+        context.send_initial_metadata((("x-request-id", caller.request_id),))
+        _check_parsed(request)
+        yield
+    except Exception as error:
+        refusal = as_request_error(error, request_id=caller.request_id)
+        if refusal.reason in ("INTERNAL", "STORAGE_UNAVAILABLE", "STORAGE_FULL"):
+            logger.exception(
+                "rpc.failed", extra={"method": method, "request_id": caller.request_id}
+            )
+    finally:
+        CALLER.reset(token)
+        code = STATUS_CODES[refusal.reason] if refusal else grpc.StatusCode.OK
+        if refusal is None and not context.is_active():
+            code = grpc.StatusCode.CANCELLED
+        _log(
+            method,
+            code=code,
+            reason=refusal.reason if refusal else "",
+            key_id=caller.key_id,
+            request_id=caller.request_id,
+            started=started,
+        )
+    if refusal is not None:
+        _abort(context, refusal, None)
+
+
+def _abort(context: grpc.ServicerContext, error: RequestError, request_id: str | None) -> None:
+    if request_id is not None:
+        context.send_initial_metadata((("x-request-id", request_id),))
+    status = status_of(error)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(STATUS_CODES[error.reason], status.message)
+
+
+def _log(
+    method: str,
+    *,
+    code: grpc.StatusCode,
+    reason: str,
+    key_id: str,
+    request_id: str,
+    started: float,
+) -> None:
+    logger.info(
+        "rpc.finished",
+        extra={
+            "method": method.rpartition("/")[2],
+            "code": code.name,
+            "reason": reason,
+            "key": key_id,
+            "request_id": request_id,
+            "ms": round((time.monotonic() - started) * 1000, 1),
+        },
+    )

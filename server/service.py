@@ -1,0 +1,320 @@
+"""The thirteen RPCs: each validates, calls one collaborator, and converts the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from picback.v1 import image_service_pb2 as pb
+from picback.v1 import image_service_pb2_grpc
+from server import convert
+from server.errors import RequestError
+from server.interceptors import CALLER
+from server.validation import Validation
+from storage.errors import ImageNotFoundError
+from storage.images import NewImage
+from storage.queries import FINAL_STATES
+from storage.requests import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import grpc
+
+    from analysis.pictures import PictureReader
+    from dispatcher import Dispatcher, UrlGuard
+    from picback.v1 import query_pb2
+    from server.paging import Paging
+    from storage.images import Image, Images
+    from storage.queries import Queries
+    from storage.query_records import Query
+
+#: How long UploadImage waits for tags at most, in seconds.
+_LONGEST_WAIT: Final = 15.0
+#: What is kept back of the caller's deadline to answer in, in seconds.
+_ANSWER_MARGIN: Final = 0.5
+#: How long one WatchQuery call may stay open, in seconds.
+_LONGEST_WATCH: Final = 600.0
+
+
+class ImageService(image_service_pb2_grpc.ImageServiceServicer):
+    """picback.v1.ImageService. Holds no state between calls.
+
+    What each RPC promises stands in protos/picback/v1/image_service.proto.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: Images,
+        queries: Queries,
+        dispatcher: Dispatcher,
+        pictures: PictureReader,
+        guard: UrlGuard,
+        paging: Paging,
+        max_image_bytes: int,
+        most_watchers: int,
+        is_stopping: Callable[[], bool],
+        clock: Callable[[], int],
+    ) -> None:
+        self._images = images
+        self._queries = queries
+        self._dispatcher = dispatcher
+        self._pictures = pictures
+        self._guard = guard
+        self._paging = paging
+        self._max_image_bytes = max_image_bytes
+        self._watchers = threading.BoundedSemaphore(most_watchers)
+        self._is_stopping = is_stopping
+        self._clock = clock
+
+    def UploadImage(
+        self, request: pb.UploadImageRequest, context: grpc.ServicerContext
+    ) -> pb.UploadImageResponse:
+        """Store an image, and wait a while for its tags."""
+        validation = Validation()
+        tags = validation.tags("tags", request.tags)
+        request_id = validation.request_id(request.request_id)
+        validation.content(request.content)
+        validation.finish()
+        self._check_size(len(request.content))
+        picture = self._pictures.inspect(request.content)
+        sha256 = hashlib.sha256(request.content).hexdigest()
+        image, created = self._images.add(
+            NewImage(
+                content=request.content,
+                sha256=sha256,
+                media_type=picture.media_type,
+                width=picture.width,
+                height=picture.height,
+            ),
+            tags_of_caller=tags,
+            request=_named(request_id, "UploadImage", sha256, *sorted(tags.items())),
+            tag_it=self._dispatcher.tags_images,
+            now=self._clock(),
+        )
+        if image.state == "PENDING":
+            self._dispatcher.wake_tagging()
+            if not request.no_wait:
+                image = self._wait_for_tags(image, context)
+        return pb.UploadImageResponse(image=convert.image(image), created=created)
+
+    def GetImage(
+        self, request: pb.GetImageRequest, context: grpc.ServicerContext
+    ) -> pb.GetImageResponse:
+        """Return one image."""
+        return pb.GetImageResponse(image=convert.image(self._image(request.image_id)))
+
+    def GetImageContent(
+        self, request: pb.GetImageContentRequest, context: grpc.ServicerContext
+    ) -> pb.GetImageContentResponse:
+        """Return one image's bytes."""
+        image = self._image(request.image_id)
+        return pb.GetImageContentResponse(
+            content=self._images.content(image.seq),
+            media_type=image.media_type,
+            sha256=image.sha256,
+        )
+
+    def ListImages(
+        self, request: pb.ListImagesRequest, context: grpc.ServicerContext
+    ) -> pb.ListImagesResponse:
+        """Return a page of images."""
+        validation = Validation()
+        size = validation.page_size(request.page_size)
+        validation.finish()
+        before = self._paging.position(request.page_token, of="images")
+        found = self._images.page(before=before, size=size + 1)
+        return pb.ListImagesResponse(
+            images=[convert.image(image) for image in found[:size]],
+            next_page_token=self._paging.token(found[size - 1].seq, of="images")
+            if len(found) > size
+            else "",
+        )
+
+    def UpdateImageTags(
+        self, request: pb.UpdateImageTagsRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateImageTagsResponse:
+        """Set and remove tags by hand."""
+        validation = Validation()
+        image_id = validation.id("image_id", request.image_id)
+        set_tags = validation.tags("set_tags", request.set_tags)
+        remove = validation.names("remove_tags", request.remove_tags)
+        validation.disjoint("remove_tags", remove, set_tags)
+        validation.finish()
+        image = self._images.update_tags(image_id, set_tags=set_tags, remove=remove)
+        return pb.UpdateImageTagsResponse(image=convert.image(image))
+
+    def DeleteImage(
+        self, request: pb.DeleteImageRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteImageResponse:
+        """Delete an image."""
+        validation = Validation()
+        image_id = validation.id("image_id", request.image_id)
+        validation.finish()
+        try:
+            self._images.delete(image_id)
+        except ImageNotFoundError:
+            if not request.allow_missing:
+                raise
+        return pb.DeleteImageResponse()
+
+    def MatchImages(
+        self, request: pb.MatchImagesRequest, context: grpc.ServicerContext
+    ) -> pb.MatchImagesResponse:
+        """Return what a text would match now."""
+        validation = Validation()
+        text = validation.text(request.text)
+        limit = validation.limit(request.limit)
+        validation.finish()
+        found = self._dispatcher.match(text, limit=limit)
+        return pb.MatchImagesResponse(
+            lemmas=found.lemmas, matches=[convert.match(match) for match in found.matches]
+        )
+
+    def SubmitQuery(
+        self, request: pb.SubmitQueryRequest, context: grpc.ServicerContext
+    ) -> pb.SubmitQueryResponse:
+        """Accept a query; the dispatcher does the rest."""
+        validation = Validation()
+        text = validation.text(request.text)
+        url = validation.callback_url(request.callback_url)
+        request_id = validation.request_id(request.request_id)
+        give_up_after = (
+            validation.give_up_after(request.give_up_after)
+            if request.HasField("give_up_after")
+            else None
+        )
+        validation.finish()
+        self._guard.check(url)
+        query, created = self._queries.submit(
+            key_id=CALLER.get().key_id,
+            text=text,
+            callback_url=url,
+            give_up_after=give_up_after,
+            request=_named(request_id, "SubmitQuery", text, url, give_up_after),
+            now=self._clock(),
+        )
+        self._dispatcher.wake_delivery()
+        return pb.SubmitQueryResponse(query=_query(query), created=created)
+
+    def GetQuery(
+        self, request: pb.GetQueryRequest, context: grpc.ServicerContext
+    ) -> pb.GetQueryResponse:
+        """Return one query."""
+        query = self._queries.get(_query_id(request.query_id))
+        return pb.GetQueryResponse(query=_query(query))
+
+    def ListQueries(
+        self, request: pb.ListQueriesRequest, context: grpc.ServicerContext
+    ) -> pb.ListQueriesResponse:
+        """Return a page of queries."""
+        validation = Validation()
+        size = validation.page_size(request.page_size)
+        state = validation.state("state", request.state)
+        validation.finish()
+        listing = f"queries:{state or ''}"
+        before = self._paging.position(request.page_token, of=listing)
+        found = self._queries.page(before=before, size=size + 1, state=state)
+        return pb.ListQueriesResponse(
+            queries=[_query(query) for query in found[:size]],
+            next_page_token=self._paging.token(found[size - 1].seq, of=listing)
+            if len(found) > size
+            else "",
+        )
+
+    def WatchQuery(
+        self, request: pb.WatchQueryRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchQueryResponse]:
+        """Send a query now and after each change, until it is final."""
+        query_id = _query_id(request.query_id)
+        if not self._watchers.acquire(blocking=False):
+            raise RequestError("OVERLOADED", "too many open WatchQuery calls")
+        try:
+            yield from self._watch(query_id, context)
+        finally:
+            self._watchers.release()
+
+    def CancelQuery(
+        self, request: pb.CancelQueryRequest, context: grpc.ServicerContext
+    ) -> pb.CancelQueryResponse:
+        """Stop a query."""
+        query = self._queries.cancel(_query_id(request.query_id), now=self._clock())
+        return pb.CancelQueryResponse(query=_query(query))
+
+    def RedeliverQuery(
+        self, request: pb.RedeliverQueryRequest, context: grpc.ServicerContext
+    ) -> pb.RedeliverQueryResponse:
+        """Make a final query due now."""
+        query = self._queries.redeliver(_query_id(request.query_id), now=self._clock())
+        self._dispatcher.wake_delivery()
+        return pb.RedeliverQueryResponse(query=_query(query))
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._max_image_bytes:
+            raise RequestError(
+                "IMAGE_TOO_LARGE",
+                f"the image has {size_bytes:,} bytes, more than {self._max_image_bytes:,}",
+                metadata={"limit": str(self._max_image_bytes)},
+            )
+
+    def _image(self, image_id: str) -> Image:
+        validation = Validation()
+        validation.id("image_id", image_id)
+        validation.finish()
+        return self._images.get(image_id)
+
+    def _wait_for_tags(self, image: Image, context: grpc.ServicerContext) -> Image:
+        """Return *image* after the tagger's next word on it, or when it is time to answer."""
+        remaining = context.time_remaining()  # a huge number, or None, without a deadline
+        wait = min(_LONGEST_WAIT, (remaining or _LONGEST_WAIT) - _ANSWER_MARGIN)
+        with self._images.changes.watch(image.id) as changed:
+            # A tagger that is out of reach has spoken already.
+            if wait > 0 and not self._dispatcher.tagging_is_paused:
+                latest = self._images.get(image.id)
+                if latest.state == "PENDING" and not self._is_stopping():
+                    changed.wait(wait)
+        return self._images.get(image.id)
+
+    def _watch(
+        self, query_id: str, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchQueryResponse]:
+        until = time.monotonic() + _LONGEST_WATCH
+        last = None
+        with self._queries.changes.watch(query_id) as changed:
+            context.add_callback(changed.set)  # so that a caller who left is noticed
+            while context.is_active():
+                changed.clear()
+                query = self._queries.get(query_id)
+                if query != last:
+                    yield pb.WatchQueryResponse(query=_query(query))
+                    last = query
+                if query.state in FINAL_STATES:
+                    return
+                if self._is_stopping() or time.monotonic() >= until:
+                    raise RequestError("SHUTTING_DOWN", "the stream ends; call WatchQuery again")
+                changed.wait(until - time.monotonic())
+
+
+def _query(record: Query) -> query_pb2.Query:
+    return convert.query(record, reader_key_id=CALLER.get().key_id)
+
+
+def _query_id(query_id: str) -> str:
+    validation = Validation()
+    validation.id("query_id", query_id)
+    validation.finish()
+    return query_id
+
+
+def _named(request_id: str, *parts: object) -> Request | None:
+    """Return the idempotency record of a request made of *parts*, if the caller named it."""
+    if not request_id:
+        return None
+    return Request(
+        key_id=CALLER.get().key_id,
+        request_id=request_id,
+        fingerprint=hashlib.sha256(repr(parts).encode()).digest(),
+    )

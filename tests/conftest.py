@@ -1,0 +1,41 @@
+"""Fixtures that many tests share. The rest stands beside the tests that use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from storage.database import Database
+from tests.service import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.service import Service
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on, or sends anything by, what the machine has configured."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("PICBACK_", "CLARIFAI_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """A real file, opened as a server opens it."""
+    database = Database.own(tmp_path / "data")
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A running server without a tagger, shared by a module's tests."""
+    with running(tmp_path_factory.mktemp("service") / "data") as service:
+        yield service

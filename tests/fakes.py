@@ -1,0 +1,75 @@
+"""Fakes that work: they implement the port they stand for, and can be looked into."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from analysis.taggers import Tag, Tagged
+from dispatcher.deliverer import Answered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from analysis.taggers import Outcome
+    from dispatcher.deliverer import Outcome as DeliveryOutcome
+
+#: 2026-11-22T10:00:00Z, in milliseconds since the epoch.
+START = 1_795_341_600_000
+
+
+class FakeClock:
+    """A wall clock in milliseconds that moves only when told to."""
+
+    def __init__(self, now: int = START) -> None:
+        self.now = now
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += round(seconds * 1000)
+
+
+class FakeTagger:
+    """Answers what it is told to, by image bytes; remembers what it was asked."""
+
+    batch_size = 4
+
+    def __init__(self, answer: Callable[[bytes], Outcome] | None = None) -> None:
+        self.answer = answer or (
+            lambda _: Tagged(tags=(Tag(name="dog", confidence=900_000),), model="fake/1")
+        )
+        self.asked: list[list[bytes]] = []
+        self._lock = threading.Lock()
+
+    def tag(self, contents: Sequence[bytes], *, timeout: float) -> list[Outcome]:
+        """Answer for each image, in order."""
+        assert timeout > 0
+        with self._lock:
+            self.asked.append(list(contents))
+        return [self.answer(content) for content in contents]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class FakeDeliverer:
+    """Gives scripted outcomes, then 204; remembers what it was asked to send."""
+
+    def __init__(self, *outcomes: DeliveryOutcome) -> None:
+        self.outcomes = list(outcomes)
+        self.sent: list[tuple[str, dict[str, str], bytes]] = []
+        self._lock = threading.Lock()
+
+    def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> DeliveryOutcome:
+        """Take the request down, and answer."""
+        with self._lock:
+            self.sent.append((url, dict(headers), body))
+            if self.outcomes:
+                return self.outcomes.pop(0)
+        return Answered(status=204, retry_after=None, excerpt=b"", gone=False)
+
+    def close(self) -> None:
+        """Nothing to free."""
