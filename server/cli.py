@@ -199,9 +199,14 @@ def serve(**options: Any) -> None:
         app.start()
     except (ConfigError, StorageError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    on_a_terminal = sys.stdout.isatty()
+    if first_key is not None and not on_a_terminal:
+        # Before the first line, so that whoever waits for that can read the file.
+        _write_first_key(first_key, options["data"])
     click.echo(f"picback is serving on {app.address}")
-    if first_key is not None:
-        _show_first_key(first_key, options["data"])
+    if first_key is not None and on_a_terminal:
+        click.echo("This is a new data folder. Its first API key, shown only now:\n")
+        _print_credentials(first_key, as_json=False)
     sys.stdout.flush()
     signal.sigwait(stop_signals)
     # A second one ends the process at once; what was accepted is on disk.
@@ -242,17 +247,13 @@ def _config(options: dict[str, Any]) -> Config:
     )
 
 
-def _show_first_key(credentials: Credentials, data: Path) -> None:
-    """Show the first key on a terminal; leave it in a file otherwise, never in a log."""
-    if sys.stdout.isatty():
-        click.echo("This is a new data folder. Its first API key, shown only now:\n")
-        _print_credentials(credentials, as_json=False)
-        return
-    path = data / "first-key.json"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+def _write_first_key(credentials: Credentials, data: Path) -> None:
+    """Leave the key in a file that only its owner can read, never in a log."""
+    descriptor = os.open(
+        data / "first-key.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
+    )
     with os.fdopen(descriptor, "w") as file:
         file.write(_credentials_json(credentials) + "\n")
-    click.echo(f"This is a new data folder. Its first API key is in {path}")
 
 
 @main.group()
