@@ -8,7 +8,7 @@ from dispatcher.deliverer import HttpDeliverer
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.matcher import Matching
 from dispatcher.settings import DispatcherSettings
-from dispatcher.signature import new_secret, verify
+from dispatcher.signature import SignatureError, decode_secret, new_secret, verify
 from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError, UrlGuard
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "ForbiddenCallbackError",
     "HttpDeliverer",
     "Matching",
+    "SignatureError",
     "UrlGuard",
+    "decode_secret",
     "new_secret",
     "verify",
 ]

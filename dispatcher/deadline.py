@@ -1,0 +1,37 @@
+"""A timeout is a budget for the whole call, not for each step: one deadline for all of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A point in time on a clock that is never set.
+
+    Attributes:
+        at: In seconds on *clock*.
+        clock: Monotonic, so that a changed wall clock neither ends nor prolongs an attempt.
+    """
+
+    at: float
+    clock: Callable[[], float] = time.monotonic
+
+    def left(self) -> float:
+        """Return the seconds that are left, more than 0: fit for ``socket.settimeout``.
+
+        Raises:
+            httpx.TimeoutException: None are left.
+        """
+        left = self.at - self.clock()
+        if left <= 0:
+            msg = "the deadline has passed"
+            raise httpx.TimeoutException(msg)
+        return left

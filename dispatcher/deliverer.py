@@ -1,0 +1,219 @@
+"""One attempt to call a receiver back, and what came of it as a value.
+
+The rule a newcomer would break: whatever a receiver or the network does is an `Outcome`, never an
+exception, and the sentences in it name no resolved address and quote no library.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import httpx
+
+from dispatcher.deadline import Deadline
+from dispatcher.dialer import Dialer, NameLookupError, RefusedError
+from dispatcher.resolver import BoundedResolver, system_resolver
+from dispatcher.retry_after import parse_retry_after
+from dispatcher.stream import TlsError
+from dispatcher.transport import GuardedTransport
+from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Mapping
+
+    from dispatcher.url_guard import Resolver, UrlGuard
+
+#: Seconds for a whole attempt. Source: Standard Webhooks recommends 15 to 30.
+ATTEMPT_TIMEOUT = 15.0
+
+#: Bytes of an answer's body that are read; the connection is dropped if there are more.
+MAX_BODY_BYTES = 64 * 1024
+
+#: Bytes of an answer's body that are kept, for the caller who submitted the query.
+MAX_EXCERPT_BYTES = 1024
+
+#: Connections kept open while idle, over all receivers.
+MAX_IDLE_CONNECTIONS = 256
+
+#: Seconds for which an idle connection is kept. Most servers close theirs earlier, after 5 to 75.
+KEEP_IDLE = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The receiver gave an HTTP answer, good or bad.
+
+    Attributes:
+        status: 200 to 999.
+        retry_after: Seconds that the receiver asks us to wait, at least 0, without upper limit.
+        excerpt: The first bytes of the body as they came, at most `MAX_EXCERPT_BYTES`.
+        gone: The receiver never wants to be called about this again: 410, or a header
+            ``webhook-delivery`` of ``disable`` or ``abort-message``.
+    """
+
+    status: int
+    retry_after: float | None
+    excerpt: bytes
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """There was no HTTP answer.
+
+    Attributes:
+        reason: A name of ``ErrorReason`` in ``error.proto`` without its prefix, for programs.
+        message: One sentence for people, without resolved addresses.
+    """
+
+    reason: str
+    message: str
+
+
+#: What came of an attempt.
+Outcome = Answered | Failed
+
+
+class Deliverer(Protocol):
+    """Calls receivers back."""
+
+    def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Outcome:
+        """POST *body* to *url* once. Does not raise for what a receiver or the network does."""
+        ...
+
+    def close(self) -> None:
+        """Free what is kept between two calls."""
+        ...
+
+
+class HttpDeliverer:
+    """Calls receivers back over HTTP/1.1. Safe to share between threads.
+
+    It speaks to its httpx transport without an ``httpx.Client``, which would add what a sender
+    of callbacks must not have: a cookie jar, proxies from the environment, redirects, and a log
+    line with the whole URL.
+
+    Args:
+        guard: Decides where to call, before look-up and again for each address.
+        timeout: Seconds for everything: look-up, connecting, TLS, sending, and reading the answer.
+        user_agent: The header of that name.
+        resolver: Looks names up; may hang.
+        ssl_context: Verifies receivers. None: the certificate authorities of ``certifi``.
+        ca_file: Certificates (PEM) to trust as well, say of a company's own authority.
+        max_idle_connections: Connections kept open while idle, over all receivers.
+        keep_idle: Seconds for which one is kept.
+        clock: Wall clock in seconds, for Retry-After dates.
+        monotonic: Clock for deadlines, in seconds.
+    """
+
+    def __init__(
+        self,
+        guard: UrlGuard,
+        *,
+        timeout: float = ATTEMPT_TIMEOUT,
+        user_agent: str = "picback",
+        resolver: Resolver = system_resolver,
+        ssl_context: ssl.SSLContext | None = None,
+        ca_file: str | None = None,
+        max_idle_connections: int = MAX_IDLE_CONNECTIONS,
+        keep_idle: float = KEEP_IDLE,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        ssl_context = ssl_context or httpx.create_ssl_context(trust_env=False)
+        if ca_file is not None:
+            ssl_context.load_verify_locations(ca_file)
+        ssl_context.set_alpn_protocols(["http/1.1"])
+        self._guard = guard
+        self._timeout = timeout
+        self._user_agent = user_agent
+        self._clock = clock
+        self._monotonic = monotonic
+        self._transport = GuardedTransport(
+            Dialer(guard, resolver=BoundedResolver(resolver), ssl_context=ssl_context),
+            max_idle=max_idle_connections,
+            keep_idle=keep_idle,
+            clock=monotonic,
+        )
+
+    @property
+    def requests(self) -> int:
+        """Requests sent so far, for metrics."""
+        return self._transport.requests
+
+    @property
+    def connections(self) -> int:
+        """Connections opened so far; the rest of the requests reused one."""
+        return self._transport.connections
+
+    def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Outcome:
+        """POST *body* to *url*, once, within one deadline. Redirects are not followed.
+
+        Args:
+            url: Checked here again, because it may have been stored under another policy.
+            headers: In lower case; ``host``, ``user-agent``, ``accept-encoding`` and
+                ``content-length`` are added.
+            body: Sent as it is.
+        """
+        deadline = Deadline(self._monotonic() + self._timeout, self._monotonic)
+        try:
+            request = httpx.Request(
+                "POST",
+                self._guard.check(url).url,
+                headers={
+                    **headers,
+                    "user-agent": self._user_agent,
+                    "accept-encoding": "identity",
+                },
+                content=body,
+                extensions={"deadline": deadline},
+            )
+            with closing(self._transport.handle_request(request)) as response:
+                return self._read(response)
+        except tuple(_FAILURES) as exc:
+            return _failed(exc)
+
+    def close(self) -> None:
+        """Close idle connections now, and those in use when their attempt ends."""
+        self._transport.close()
+
+    def _read(self, response: httpx.Response) -> Answered:
+        excerpt = b""
+        size = 0
+        for chunk in response.iter_raw():
+            excerpt += chunk[: MAX_EXCERPT_BYTES - len(excerpt)]
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                break
+        wish = response.headers.get("webhook-delivery", "").strip().lower()
+        return Answered(
+            status=response.status_code,
+            retry_after=parse_retry_after(response.headers.get("retry-after"), now=self._clock()),
+            excerpt=excerpt,
+            gone=response.status_code == 410 or wish in {"disable", "abort-message"},
+        )
+
+
+# What the transport may raise, and what that means to a caller. The first that fits counts.
+_FAILURES: dict[type[Exception], tuple[str, str]] = {
+    CallbackUrlError: ("CALLBACK_URL_INVALID", "The callback URL cannot be parsed without doubt."),
+    ForbiddenCallbackError: ("ADDRESS_FORBIDDEN", "This server may not call the callback's host."),
+    NameLookupError: ("DNS_ERROR", "The callback's host name could not be resolved."),
+    RefusedError: ("CONNECTION_REFUSED", "Nobody listens at the callback's address."),
+    TlsError: ("TLS_ERROR", "There is no TLS connection that proves the callback's name"),
+    httpx.TimeoutException: ("TIMEOUT", "There was no complete answer before the deadline."),
+    httpx.ProtocolError: ("PROTOCOL_ERROR", "The answer was not HTTP."),
+    httpx.NetworkError: ("CONNECTION_FAILED", "The connection broke, or there was no route."),
+}
+
+
+def _failed(exc: Exception) -> Failed:
+    reason, message = next(failure for kind, failure in _FAILURES.items() if isinstance(exc, kind))
+    if isinstance(exc, TlsError):
+        # OpenSSL's words: "certificate has expired" tells the receiver's owner what to do.
+        message = f"{message}: {exc}."
+    return Failed(reason=reason, message=message)

@@ -1,0 +1,87 @@
+"""Looking host names up, with the time limit that ``getaddrinfo`` lacks.
+
+The C library's look-up cannot be interrupted: with name servers that do not answer it takes
+half a minute, with a broken one for ever. So each runs on a thread that the asker can abandon.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dispatcher.url_guard import Resolver
+
+#: Look-ups under way at most, each of a different name. A name whose servers hang costs one of
+#: them however many callbacks wait for it; glibc gives up after 30 s (resolv.conf(5): 5 s, 2
+#: attempts, 3 servers). If all are taken, look-ups fail at once; what needs none goes on.
+MAX_LOOKUPS = 64
+
+
+def system_resolver(host: str, port: int) -> list[str]:
+    """Return all addresses of *host*, in the order that the system prefers (RFC 6724).
+
+    Raises:
+        OSError: As `url_guard.Resolver`.
+    """
+    # Bytes, because for text Python would first apply its own, older IDNA.
+    answers = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in answers))
+
+
+class BoundedResolver:
+    """Asks a resolver on other threads, and waits no longer than it is told.
+
+    Askers for the same name at the same time share one look-up. Safe to share between threads.
+    """
+
+    def __init__(
+        self, resolver: Resolver = system_resolver, *, max_lookups: int = MAX_LOOKUPS
+    ) -> None:
+        self._resolver = resolver
+        self._max_lookups = max_lookups
+        self._lock = threading.Lock()
+        self._lookups: dict[tuple[str, int], Future[list[str]]] = {}
+
+    def resolve(self, host: str, port: int, *, timeout: float) -> list[str]:
+        """Return all addresses of *host*, at least one.
+
+        Raises:
+            TimeoutError: No answer within *timeout* seconds.
+            OSError: No address, or no answer; may pass.
+        """
+        addresses = self._look_up(host, port).result(timeout)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "no address")
+        return addresses
+
+    def _look_up(self, host: str, port: int) -> Future[list[str]]:
+        with self._lock:
+            future = self._lookups.get((host, port))
+            if future is None:
+                if len(self._lookups) >= self._max_lookups:
+                    raise socket.gaierror(socket.EAI_AGAIN, "too many look-ups under way")
+                future = Future()
+                # A daemon, so that a look-up that hangs does not hold up the end of the process.
+                threading.Thread(
+                    target=self._run, args=(host, port, future), name="picback-dns", daemon=True
+                ).start()
+                self._lookups[host, port] = future
+        return future
+
+    def _run(self, host: str, port: int, future: Future[list[str]]) -> None:
+        try:
+            addresses = self._resolver(host, port)
+        except BaseException as exc:  # noqa: BLE001 - handed to the askers, who raise it
+            self._forget(host, port)
+            future.set_exception(exc)
+        else:
+            self._forget(host, port)
+            future.set_result(addresses)
+
+    def _forget(self, host: str, port: int) -> None:
+        # Before the askers are told, so that whoever asks next begins a new look-up.
+        with self._lock:
+            del self._lookups[host, port]
