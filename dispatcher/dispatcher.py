@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dispatcher.lane import Lane
 from dispatcher.matcher import Matcher
+from dispatcher.patience import Patience
 from dispatcher.retry import RetryPolicy
 from dispatcher.tagging import TaggingWorker
 from dispatcher.worker import DeliveryWorker
@@ -50,6 +51,7 @@ class Dispatcher:
         self._queries = queries
         self._clock = clock
         self._policy = policy or RetryPolicy()
+        self._patience = Patience()
         self._matcher = Matcher(tags=tags, images=images, lemmatizer=lemmatizer)
         self._delivery = DeliveryWorker(
             queries=queries,
@@ -58,6 +60,7 @@ class Dispatcher:
             matcher=self._matcher,
             deliverer=deliverer,
             policy=self._policy,
+            patience=self._patience,
             clock=clock,
         )
         self._delivery_lane: Lane[QueryLease] = Lane(
@@ -71,7 +74,9 @@ class Dispatcher:
         self._tagging: TaggingWorker | None = None
         self._tagging_lane: Lane[TaggingLease] | None = None
         if tagger is not None:
-            self._tagging = TaggingWorker(settings, images=images, tagger=tagger, clock=clock)
+            self._tagging = TaggingWorker(
+                settings, images=images, tagger=tagger, patience=self._patience, clock=clock
+            )
             self._tagging_lane = Lane(
                 "tagging",
                 threads=settings.tagging_threads,
@@ -121,7 +126,8 @@ class Dispatcher:
         That takes at most one attempt's deadline and one call of the tagger. What was not
         begun is in storage for the next start.
         """
-        self._delivery.stop()
+        self._patience.stop()
+        self._delivery_lane.stop()  # at once, however long the tagger takes
         if self._tagging_lane is not None:
             self._tagging_lane.drain()
         self._delivery_lane.drain()

@@ -22,15 +22,14 @@ L = TypeVar("L")
 #: Longest sleep before a due time, in seconds: due times are wall-clock, and the wall
 #: clock can be set while we sleep.
 _LONGEST_SLEEP: Final = 60.0
-#: Pause after storage refused to lease, in seconds.
-_STORAGE_PAUSE: Final = 1.0
 
 
 class Lane(Generic[L]):
     """Leases work and hands it to threads, until drained.
 
     *lease* is asked for at most as many pieces as free threads can take. *process* must
-    not raise; if it does, that is logged and the lane goes on.
+    not raise; if it does, that is logged and the lane goes on. *storage_pause* is how long
+    to wait after storage refused to lease, in seconds.
     """
 
     def __init__(
@@ -43,6 +42,7 @@ class Lane(Generic[L]):
         process: Callable[[Sequence[L]], None],
         clock: Callable[[], int],
         batch_size: int = 1,
+        storage_pause: float = 1.0,
     ) -> None:
         self._name = name
         self._threads = threads
@@ -51,6 +51,7 @@ class Lane(Generic[L]):
         self._process = process
         self._clock = clock
         self._batch_size = batch_size
+        self._storage_pause = storage_pause
         self._condition = threading.Condition()
         self._woken = False
         self._stopping = False
@@ -68,11 +69,15 @@ class Lane(Generic[L]):
             self._woken = True
             self._condition.notify_all()
 
-    def drain(self) -> None:
-        """Lease no more, and return when all work under way has ended."""
+    def stop(self) -> None:
+        """Lease no more; work under way goes on."""
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
+
+    def drain(self) -> None:
+        """Lease no more, and return when all work under way has ended."""
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
         self._pool.shutdown(wait=True)
@@ -91,7 +96,7 @@ class Lane(Generic[L]):
                         self._hand_over(leases[start : start + self._batch_size])
             except Exception:  # the lane outlives a full disk
                 logger.exception("lane.storage_failed", extra={"lane": self._name})
-                self._sleep(_STORAGE_PAUSE)
+                self._sleep(self._storage_pause)
 
     def _wait_for_a_thread(self) -> int:
         """Return how many threads are free, at least one; 0 when draining."""

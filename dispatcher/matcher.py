@@ -8,11 +8,13 @@ on every path. What a tag's keys are, and a text's phrases, is `analysis.lemmas`
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.lemmas import phrases
+from analysis.lemmas import KEYS_REVISION, phrases
+from storage.errors import StorageError
 from storage.query_records import Match, MatchedTag
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from analysis.lemmas import Lemmatizer
     from storage.images import Images
     from storage.tags import Tags
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +125,16 @@ class Matcher:
         self._watermark = watermark
 
     def _learn_names(self) -> None:
-        keys_by = self._lemmatizer.name
+        keys_by = f"{self._lemmatizer.name}, keys {KEYS_REVISION}"
         names = self._tags.names(after=self._newest_tag, keys_by=keys_by)
         unknown = [tag for tag in names if tag.keys is None]
         computed = self._lemmatizer.keys_of_all([tag.name for tag in unknown])
         new = {tag.id: keys for tag, keys in zip(unknown, computed, strict=True)}
         if new:
-            self._tags.set_keys(new, keys_by=keys_by)
+            try:
+                self._tags.set_keys(new, keys_by=keys_by)
+            except StorageError as error:  # kept for the next start only; matching needs no disk
+                logger.warning("matcher.keys_not_kept", extra={"error": str(error)})
         for tag in names:
             self._names[tag.id] = tag.name
             for key in new[tag.id] if tag.keys is None else tag.keys:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from analysis.taggers import Refused, Tagged, Unavailable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from analysis.taggers import Outcome, Tagger
+    from dispatcher.patience import Patience
     from dispatcher.settings import DispatcherSettings
     from storage.images import Images, TaggingLease
 
@@ -36,11 +38,13 @@ class TaggingWorker:
         *,
         images: Images,
         tagger: Tagger,
+        patience: Patience,
         clock: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._images = images
         self._tagger = tagger
+        self._patience = patience
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = 0
@@ -68,24 +72,32 @@ class TaggingWorker:
         present: list[TaggingLease] = []
         for lease in leases:
             try:
-                contents.append(self._images.content(lease.seq))
+                read = partial(self._images.content, lease.seq)
+                content = self._patience.insist(read, on=lease.id)
             except ImageNotFoundError:
                 continue  # deleted, and its lease with it
-            present.append(lease)
+            if content is not None:
+                contents.append(content)
+                present.append(lease)
         if not present:
             return
-        try:
-            outcomes = self._tagger.tag(contents, timeout=self._settings.tagger_timeout)
-        except Exception:
-            logger.exception("tagging.crashed")
-            outcomes = [Unavailable(message="the tagger crashed")] * len(present)
+        outcomes = self._ask(contents)
         self._pause_or_resume(outcomes)
-        self._images.settle_tagging(
-            [
-                (lease, self._settlement(lease, outcome))
-                for lease, outcome in zip(present, outcomes, strict=True)
-            ]
-        )
+        settlements = [
+            (lease, self._settlement(lease, outcome))
+            for lease, outcome in zip(present, outcomes, strict=True)
+        ]
+        self._patience.insist(partial(self._images.settle_tagging, settlements), on=present[0].id)
+
+    def _ask(self, contents: Sequence[bytes]) -> list[Outcome]:
+        try:
+            return self._tagger.tag(contents, timeout=self._settings.tagger_timeout)
+        except Exception:  # a bug of the tagger's
+            logger.exception("tagging.crashed")
+        if len(contents) == 1:
+            return [Unavailable(message="the tagger crashed")]
+        # Perhaps over one image, which must not hold up the others.
+        return [outcome for content in contents for outcome in self._ask([content])]
 
     def _settlement(
         self, lease: TaggingLease, outcome: Outcome
@@ -126,9 +138,10 @@ class TaggingWorker:
                 self._settings.tagger_operator_pause if operator else self._settings.tagger_pause
             )
             asked_for = max((outcome.retry_after or 0.0 for outcome in unavailable), default=0.0)
-            pause = max(asked_for, min(shortest * 2.0**self._failures, longest))
+            pause = max(asked_for, min(shortest * 2.0 ** min(self._failures, 32), longest))
             self._failures += 1
-            self._paused_until = self._clock() + round(pause * 1000)
+            # Another thread may have been told to wait longer.
+            self._paused_until = max(self._paused_until, self._clock() + round(pause * 1000))
         logger.log(
             logging.ERROR if operator else logging.WARNING,
             "tagging.paused",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
 from dispatcher import payload, retry, signature
 from dispatcher.deliverer import Answered
-from storage.errors import ImageNotFoundError, StorageError
+from storage.errors import ImageNotFoundError
 from storage.query_records import Attempt, Delivered, GivenUp, Matched, RetryAt
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from dispatcher.deliverer import Deliverer, Outcome
     from dispatcher.matcher import Matcher
+    from dispatcher.patience import Patience
     from dispatcher.retry import RetryPolicy
     from storage.api_keys import ApiKeys
     from storage.images import Images
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from storage.query_records import QueryLease
 
 logger = logging.getLogger(__name__)
-
-#: Pause before storage is asked again to record an outcome, in seconds.
-_STORAGE_PAUSE: Final = 1.0
 
 
 class DeliveryWorker:
@@ -43,6 +41,7 @@ class DeliveryWorker:
         matcher: Matcher,
         deliverer: Deliverer,
         policy: RetryPolicy,
+        patience: Patience,
         clock: Callable[[], int],
     ) -> None:
         self._queries = queries
@@ -51,12 +50,8 @@ class DeliveryWorker:
         self._matcher = matcher
         self._deliverer = deliverer
         self._policy = policy
+        self._patience = patience
         self._clock = clock
-        self._stopping = threading.Event()
-
-    def stop(self) -> None:
-        """Do not wait for storage that refuses to record an outcome; start will sort it out."""
-        self._stopping.set()
 
     def lease(self, limit: int) -> Sequence[QueryLease]:
         """Lease what is due."""
@@ -157,24 +152,11 @@ class DeliveryWorker:
     def _settle(
         self, lease: QueryLease, attempt: Attempt | None, outcome: Delivered | RetryAt | GivenUp
     ) -> None:
-        """Record what came of a lease, for as long as it takes.
-
-        Giving up on recording would mean calling the receiver again for nothing. A thread
-        that waits here leases nothing new, which is right while storage refuses writes.
-        """
-        while True:
-            try:
-                held = self._queries.settle(lease, attempt, outcome, now=self._clock())
-            except StorageError as error:
-                # Not a bug, so no traceback.
-                logger.error(  # noqa: TRY400
-                    "delivery.not_recorded", extra={"query": lease.id, "error": str(error)}
-                )
-                if self._stopping.wait(_STORAGE_PAUSE):
-                    return
-                continue
+        """Record what came of a lease; not to would mean calling the receiver again for nothing."""
+        settle = partial(self._queries.settle, lease, attempt, outcome, now=self._clock())
+        held = self._patience.insist(settle, on=lease.id)
+        if held is not None:
             _log(lease, attempt, outcome, held=held)
-            return
 
 
 def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, ended_at: int) -> Attempt:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from analysis.lemmas import Lemmatizer
+from analysis.lemmas import Lemmatizer, LemmatizerError
 from analysis.pictures import PictureReader
+from analysis.taggers import TaggerLoadError
 from dispatcher import Dispatcher, HttpDeliverer, UrlGuard, new_secret
 from picback.v1 import image_service_pb2, image_service_pb2_grpc
 from server import reflection
@@ -35,19 +38,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from analysis.taggers import Tagger
-    from server.config import Config
+    from server.config import Config, TlsSettings
     from storage.api_keys import Credentials
 
 logger = logging.getLogger(__name__)
 
 _SERVICE: Final = image_service_pb2.DESCRIPTOR.services_by_name["ImageService"].full_name
-#: Threads that answer short calls. More do not answer faster: the work holds Python's lock.
-_CALL_THREADS: Final = 16
-#: Threads for uploads, which wait for tags: the most uploads in memory at once.
-_UPLOAD_THREADS: Final = 16
-#: Threads for WatchQuery, one for each open stream.
-_WATCH_THREADS: Final = 64
-_REFLECTION_THREADS: Final = 4
+_HEALTH: Final = "grpc.health.v1.Health"
+#: Most open WatchQuery calls, and most open Watch calls of health, which strangers may make.
+#: Each holds a thread.
+_MOST_WATCHERS: Final = 64
+_MOST_HEALTH_WATCHERS: Final = 128
+#: Threads by what they answer. A call holds its thread from before its request has come in, so
+#: what strangers may call has threads of its own.
+_THREADS: Final[Mapping[str, int]] = {
+    "call": 16,  # more do not answer faster: the work holds Python's lock
+    "upload": 16,  # they wait for tags; also the most uploads in memory at once
+    "watch": _MOST_WATCHERS + 4,  # the four are there to refuse one more
+    "reflection": 4,
+    "health": 16,
+    "health-watch": _MOST_HEALTH_WATCHERS + 4,
+}
 #: What a message may have beyond an image, and how far an image may be over the limit and
 #: still be told so by us: gRPC itself refuses longer messages, without our details.
 _MESSAGE_MARGIN: Final = 4_000_000
@@ -74,22 +85,24 @@ class App:
         self._clock = clock
         self._stopping = threading.Event()
         self._database = Database.own(config.data)
-        try:
-            self._build(config, clock)
-        except BaseException:
-            self._database.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._database.close)
+            try:
+                self._build(config, clock)
+            except (LemmatizerError, TaggerLoadError) as error:
+                raise ConfigError(str(error)) from error
+            undo.pop_all()
 
     def _build(self, config: Config, clock: Callable[[], int]) -> None:
         self.api_keys = ApiKeys(self._database)
         self._images = Images(self._database)
         self._queries = Queries(self._database)
         self._keyring = Keyring(self.api_keys, clock=clock)
-        self._health = HealthServicer([_SERVICE])
+        self._health = HealthServicer([_SERVICE], most_watchers=_MOST_HEALTH_WATCHERS)
         self._server, self._pools = self._make_server(config, clock)
         self.port = _bind(self._server, config)
 
-        guard = UrlGuard(allow=config.allow_callback)
+        guard = _make_guard(config)
         self._tagger = _make_tagger(config)
         self._deliverer = HttpDeliverer(
             guard,
@@ -119,15 +132,13 @@ class App:
                 )
             ),
             max_image_bytes=config.max_image_bytes,
-            most_watchers=_WATCH_THREADS,
+            most_watchers=_MOST_WATCHERS,
             is_stopping=self._stopping.is_set,
             clock=clock,
         )
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.add_to(
-            self._server, [_SERVICE, "grpc.health.v1.Health"], self._pools["reflection"]
-        )
+        reflection.add_to(self._server, [_SERVICE, _HEALTH], self._pools["reflection"])
 
     @property
     def address(self) -> str:
@@ -185,18 +196,16 @@ class App:
     ) -> tuple[grpc.Server, Mapping[str, ThreadPoolExecutor]]:
         pools = {
             name: ThreadPoolExecutor(threads, thread_name_prefix=f"picback-{name}")
-            for name, threads in {
-                "call": _CALL_THREADS,
-                "upload": _UPLOAD_THREADS,
-                "watch": _WATCH_THREADS,
-                "reflection": _REFLECTION_THREADS,
-            }.items()
+            for name, threads in _THREADS.items()
         }
         interceptor = Interceptor(
             self._keyring,
             pools={
                 f"/{_SERVICE}/UploadImage": pools["upload"],
                 f"/{_SERVICE}/WatchQuery": pools["watch"],
+                f"/{_HEALTH}/Check": pools["health"],
+                f"/{_HEALTH}/List": pools["health"],
+                f"/{_HEALTH}/Watch": pools["health-watch"],
             },
             is_stopping=self._stopping.is_set,
             clock=clock,
@@ -208,8 +217,10 @@ class App:
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
                 ("grpc.max_receive_message_length", config.max_image_bytes + _MESSAGE_MARGIN),
                 ("grpc.max_send_message_length", config.max_image_bytes + _MESSAGE_MARGIN),
-                # Against rapid resets and dead connections; 1 ping in 20 s is nobody's flood.
-                ("grpc.max_concurrent_streams", 100),
+                # Against rapid resets. A client whose calls at once are more sees some of them
+                # refused, not queued: of 200 at once every second one with 100 here.
+                ("grpc.max_concurrent_streams", 1_000),
+                # Against dead connections; 1 ping in 20 s is nobody's flood.
                 ("grpc.max_connection_idle_ms", 300_000),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
@@ -223,24 +234,36 @@ def _bind(server: grpc.Server, config: Config) -> int:
     try:
         if config.tls is None:
             return server.add_insecure_port(config.listen)
-        return server.add_secure_port(config.listen, _server_credentials(config))
+        return server.add_secure_port(config.listen, _server_credentials(config.tls))
     except RuntimeError:
         msg = f"cannot listen on {config.listen}: the port is taken, or the address is not ours"
         raise ConfigError(msg) from None
 
 
-def _server_credentials(config: Config) -> Any:
-    tls = config.tls
-    assert tls is not None  # noqa: S101 - for the type checker
+def _server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
     try:
+        # gRPC would not say what is wrong with the files, nor that anything is before a call.
+        check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        check.load_cert_chain(tls.certificate, tls.key, password="")
+        if tls.client_ca is not None:
+            check.load_verify_locations(tls.client_ca)
         client_ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
         pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-    except OSError as error:
-        msg = f"cannot read {error.filename}: {error.strerror}"
+    except OSError as error:  # ssl.SSLError is one, too
+        files = ", ".join(map(str, filter(None, (tls.certificate, tls.key, tls.client_ca))))
+        msg = f"cannot use TLS with {files}: {error.strerror or error}"
         raise ConfigError(msg) from error
     return grpc.ssl_server_credentials(
         [pair], root_certificates=client_ca, require_client_auth=client_ca is not None
     )
+
+
+def _make_guard(config: Config) -> UrlGuard:
+    try:
+        return UrlGuard(allow=config.allow_callback)
+    except ValueError as error:
+        msg = f"allow_callback: {error}"
+        raise ConfigError(msg) from error
 
 
 def _make_tagger(config: Config) -> Tagger | None:

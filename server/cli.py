@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from server import callers, logs
 from server.config import ClarifaiSettings, Config, ConfigError, TlsSettings
 from server.keyring import REFRESH_SECONDS
 from server.listen import listen
+from server.secret_files import SecretFileError, read_secret
+from server.tables import print_table
 from storage.api_keys import SCOPES, ApiKeys
 from storage.database import Database
 from storage.errors import KeyNameTakenError, KeyNotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from storage.api_keys import Credentials
+    from storage.api_keys import ApiKey, Credentials
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -197,12 +197,12 @@ def serve(**options: Any) -> None:
         app = App(_config(options))
         first_key = app.make_first_key()
         app.start()
-    except (ConfigError, StorageError, ValueError) as error:
+        on_a_terminal = sys.stdout.isatty()
+        if first_key is not None and not on_a_terminal:
+            # Before the first line, so that whoever waits for that can read the file.
+            _write_first_key(first_key, options["data"])
+    except (ConfigError, SecretFileError, StorageError) as error:
         raise click.ClickException(str(error)) from error
-    on_a_terminal = sys.stdout.isatty()
-    if first_key is not None and not on_a_terminal:
-        # Before the first line, so that whoever waits for that can read the file.
-        _write_first_key(first_key, options["data"])
     click.echo(f"picback is serving on {app.address}")
     if first_key is not None and on_a_terminal:
         click.echo("This is a new data folder. Its first API key, shown only now:\n")
@@ -230,7 +230,7 @@ def _config(options: dict[str, Any]) -> Config:
         data=options["data"],
         tagger=options["tagger"],
         clarifai=ClarifaiSettings(
-            token=token_file.read_text().strip() if token_file else options["clarifai_pat"].strip(),
+            token=read_secret(token_file, "token") if token_file else options["clarifai_pat"],
             base=options["clarifai_base"] or None,
             insecure=options["clarifai_insecure"],
         ),
@@ -249,11 +249,14 @@ def _config(options: dict[str, Any]) -> Config:
 
 def _write_first_key(credentials: Credentials, data: Path) -> None:
     """Leave the key in a file that only its owner can read, never in a log."""
-    descriptor = os.open(
-        data / "first-key.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
-    )
-    with os.fdopen(descriptor, "w") as file:
-        file.write(_credentials_json(credentials) + "\n")
+    path = data / "first-key.json"
+    try:
+        path.unlink(missing_ok=True)  # whatever is there may be a link, or open to others
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(_credentials_json(credentials) + "\n")
+    except OSError as error:
+        msg = f"cannot write the first key to {path}: {error.strerror}; make one by picback keys"
+        raise ConfigError(msg) from error
 
 
 @main.group()
@@ -261,8 +264,15 @@ def keys() -> None:
     """Make, list, rotate and revoke API keys. Works beside a running server."""
 
 
+def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
+    if not name.strip() or not name.isprintable() or len(name) > 100 or name.startswith("key_"):
+        msg = "a name is 1 to 100 printable characters, and does not begin like an id, with key_"
+        raise click.BadParameter(msg)
+    return name
+
+
 @keys.command("create")
-@click.argument("name")
+@click.argument("name", callback=_checked_name)
 @click.option(
     "--scope",
     "scopes",
@@ -276,7 +286,7 @@ def keys() -> None:
     "--expires-in-days",
     envvar="PICBACK_EXPIRES_IN_DAYS",
     show_envvar=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 36_500),
     help="After how many days the key ends. Never if not given.",
 )
 @data_option
@@ -319,18 +329,20 @@ def list_keys(data: Path, *, as_json: bool) -> None:
             }
             click.echo(json.dumps(facts))
         return
-    table = Table("name", "id", "scopes", "created", "last used", "state", box=None)
-    for key in found:
-        state = "active"
-        if key.revoked_at is not None:
-            state = f"revoked {_iso(key.revoked_at)}"
-        elif key.expires_at is not None:
-            state = f"{'expired' if key.expires_at <= _now() else 'until'} {_iso(key.expires_at)}"
-        scopes = "all" if set(key.scopes) == set(SCOPES) else " ".join(key.scopes)
-        table.add_row(
-            key.name, key.id, scopes, _iso(key.created_at), _iso(key.last_used_at) or "-", state
-        )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print_table(
+        ["name", "id", "created", "last used", "state", "scopes"],
+        [
+            (
+                key.name,
+                key.id,
+                _iso(key.created_at) or "",
+                _iso(key.last_used_at) or "-",
+                _state(key),
+                "all" if set(key.scopes) == set(SCOPES) else " ".join(key.scopes),
+            )
+            for key in found
+        ],
+    )
 
 
 @keys.command("rotate")
@@ -339,7 +351,7 @@ def list_keys(data: Path, *, as_json: bool) -> None:
     "--overlap-hours",
     envvar="PICBACK_OVERLAP_HOURS",
     show_envvar=True,
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 8_760),
     default=24,
     help="How long the old key and the old signing secret go on working.",
 )
@@ -371,6 +383,14 @@ def revoke_key(name_or_id: str, data: Path, *, as_json: bool) -> None:
         click.echo(json.dumps({"id": key.id, "name": key.name}))
     else:
         click.echo(f"revoked {key.name} ({key.id})")
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {_iso(key.revoked_at)}"
+    if key.expires_at is not None:
+        return f"{'expired' if key.expires_at <= _now() else 'until'} {_iso(key.expires_at)}"
+    return "active"
 
 
 class _database:  # noqa: N801 - reads as a word at its call sites

@@ -5,9 +5,23 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from analysis.lemmas import DEFAULT_PIPELINE
 from dispatcher import DispatcherSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+_DAY: Final = 86_400
+#: Smallest and largest values that make sense.
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "max_image_bytes": (1, 500_000_000),  # SQLite's and gRPC's own limits lie above
+    "max_image_pixels": (1, 178_956_970),  # above, Pillow itself refuses
+    "callback_timeout": (0.1, _DAY),
+    "stop_grace": (0, _DAY),
+}
 
 
 class ConfigError(ValueError):
@@ -69,12 +83,16 @@ class Config:
                 "the network in clear: configure TLS, or allow it with insecure"
             )
             raise ConfigError(msg)
+        if self.tagger not in ("auto", "clarifai", "local", "none"):
+            msg = f"tagger must be auto, clarifai, local or none, not {self.tagger!r}"
+            raise ConfigError(msg)
         if self.tagger == "clarifai" and not self.clarifai.token:
             msg = "tagger clarifai needs a personal access token (CLARIFAI_PAT)"
             raise ConfigError(msg)
-        for name in ("max_image_bytes", "max_image_pixels", "callback_timeout"):
-            if getattr(self, name) <= 0:
-                msg = f"{name} must be positive, not {getattr(self, name)}"
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # nor is "not a number" in between
+                msg = f"{name} must be from {least:,} to {most:,}, not {value:,}"
                 raise ConfigError(msg)
 
     @property

@@ -71,11 +71,11 @@ _REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
     (StorageFullError, "STORAGE_FULL"),
     (StorageBusyError, "STORAGE_UNAVAILABLE"),
 )
-#: Reason -> seconds after which the same call may work (google.rpc.RetryInfo).
-_RETRY_AFTER: Final[Mapping[str, float]] = {
-    "OVERLOADED": 1.0,
-    "STORAGE_UNAVAILABLE": 1.0,
-    "SHUTTING_DOWN": 2.0,
+#: Reason -> milliseconds after which the same call may work.
+RETRY_AFTER_MS: Final[Mapping[str, int]] = {
+    "OVERLOADED": 1_000,
+    "STORAGE_UNAVAILABLE": 1_000,
+    "SHUTTING_DOWN": 2_000,
 }
 #: What is told of a failure whose cause is nobody's business: driver errors, bugs.
 _GENERIC: Final[Mapping[str, str]] = {
@@ -83,9 +83,10 @@ _GENERIC: Final[Mapping[str, str]] = {
     "STORAGE_UNAVAILABLE": "the database did not answer in time; nothing was stored",
     "INTERNAL": "internal error",
 }
-#: Most violations listed, and most characters of a message: details travel as metadata,
-#: of which clients accept 8 KiB. Source: grpc.io, "Metadata", default limits.
+#: Most violations listed, and most bytes of a description and of a message: details travel
+#: as metadata, of which clients accept 8 KiB. Source: grpc.io, "Metadata", default limits.
 _MOST_VIOLATIONS: Final = 20
+_LONGEST_DESCRIPTION: Final = 100
 _LONGEST_MESSAGE: Final = 300
 
 
@@ -130,7 +131,7 @@ def as_request_error(error: Exception, *, request_id: str) -> RequestError:
 
 def status_of(error: RequestError) -> status_pb2.Status:
     """Return *error* as the status that goes over the wire, with its details."""
-    message = error.message[:_LONGEST_MESSAGE]
+    message = _cut(error.message, _LONGEST_MESSAGE)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     ]
@@ -139,21 +140,27 @@ def status_of(error: RequestError) -> status_pb2.Status:
             error_details_pb2.BadRequest(
                 field_violations=[
                     error_details_pb2.BadRequest.FieldViolation(
-                        field=violation.field, description=violation.description[:100]
+                        field=violation.field,
+                        description=_cut(violation.description, _LONGEST_DESCRIPTION),
                     )
                     for violation in error.violations[:_MOST_VIOLATIONS]
                 ]
             )
         )
-    if error.reason in _RETRY_AFTER:
+    if error.reason in RETRY_AFTER_MS:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(_RETRY_AFTER[error.reason] * 1000))
+        delay.FromMilliseconds(RETRY_AFTER_MS[error.reason])
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return status_pb2.Status(
         code=code_pb2.Code.Value(STATUS_CODES[error.reason].name),
         message=message,
         details=[_pack(detail) for detail in details],
     )
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    """Return as much of *text* as fits: what a caller wrote may be in any script."""
+    return text.encode()[:most_bytes].decode(errors="ignore")
 
 
 def _pack(detail: Message) -> any_pb2.Any:

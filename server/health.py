@@ -1,8 +1,9 @@
 """The standard health service (grpc.health.v1): Check, List and Watch.
 
 Our own, because the stock servicer sends while it holds its lock, and two clients that
-open and cancel Watch deadlock the whole server (grpc/grpc#43403). Here nothing is ever
-sent under the lock that a closing call needs.
+open and cancel Watch deadlock the whole server (grpc/grpc#43403). Sending also waits for
+the client to make room, and health needs no key: so whoever changes a status must never
+send. Here it sets events, and each Watch call sends for itself, on a thread of its own.
 """
 
 from __future__ import annotations
@@ -13,42 +14,30 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from storage.changes import Changes
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Iterator
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-#: Most open Watch calls. Each costs memory but no thread, and needs no key.
-_MOST_WATCHERS: Final = 2_000
-
-
-class _Watcher:
-    """One open Watch call. Sending has a lock of its own, so answers keep their order."""
-
-    def __init__(self, send: Callable[[Any], None]) -> None:
-        self._send = send
-        self._lock = threading.Lock()
-        self._last: int | None = None
-
-    def push(self, read_status: Callable[[], int], *, end: bool = False) -> None:
-        with self._lock:
-            status = read_status()
-            if status != self._last:
-                self._last = status
-                self._send(health_pb2.HealthCheckResponse(status=status))
-            if end:
-                self._send(None)
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # untyped base
-    """Tells whether the server serves, for the names given and for "" (all of it)."""
+    """Tells whether the server serves.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._lock = threading.Lock()
+    Args:
+        names: Services to tell it for, besides "" (all of the server).
+        most_watchers: Most open Watch calls; fewer than the threads that they may hold, so
+            that one more can be refused.
+    """
+
+    def __init__(self, names: Iterable[str], *, most_watchers: int) -> None:
         self._status = dict.fromkeys(("", *names), _NOT_SERVING)
-        self._watchers: dict[_Watcher, str] = {}
         self._ended = False
+        self._changes = Changes()
+        self._watchers = threading.BoundedSemaphore(most_watchers)
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answer with one name's status, or NOT_FOUND."""
@@ -66,47 +55,39 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # un
             }
         )
 
-    def Watch(
-        self, request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]
-    ) -> None:
+    def Watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         """Send one name's status now and at each change, until the server stops."""
-        watcher = _Watcher(send)
-        with self._lock:
-            full = len(self._watchers) >= _MOST_WATCHERS
-            if not full:
-                self._watchers[watcher] = request.service
-        if full:
+        if not self._watchers.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many open Watch calls")
-        if not context.add_callback(lambda: self._forget(watcher)):
-            self._forget(watcher)  # cancelled already
-            return
-        watcher.push(lambda: self._read(request.service), end=self._ended)
-
-    # gRPC's own switch for streams that are answered by callback and hold no thread.
-    Watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+        try:
+            yield from self._watch(request.service, context)
+        finally:
+            self._watchers.release()
 
     def set_serving(self, *, serving: bool) -> None:
-        """Tell everybody whether the server serves. Ignored once ended."""
-        with self._lock:
-            if self._ended:
-                return
-            self._status = dict.fromkeys(self._status, _SERVING if serving else _NOT_SERVING)
-            watchers = list(self._watchers.items())
-        for watcher, name in watchers:
-            watcher.push(lambda name=name: self._read(name))  # type: ignore[misc] # mypy: default in lambda
+        """Tell everybody whether the server serves."""
+        self._status = dict.fromkeys(self._status, _SERVING if serving else _NOT_SERVING)
+        self._changes.wake_all()
 
     def end(self) -> None:
         """Tell everybody NOT_SERVING for good, and end every Watch call."""
-        self.set_serving(serving=False)
-        with self._lock:
-            self._ended = True
-            watchers = list(self._watchers.items())
-        for watcher, name in watchers:
-            watcher.push(lambda name=name: self._read(name), end=True)  # type: ignore[misc]
+        self._status = dict.fromkeys(self._status, _NOT_SERVING)
+        self._ended = True
+        self._changes.wake_all()
 
-    def _read(self, name: str) -> int:
-        return int(self._status.get(name, _UNKNOWN))
-
-    def _forget(self, watcher: _Watcher) -> None:
-        with self._lock:
-            self._watchers.pop(watcher, None)
+    def _watch(self, name: str, context: grpc.ServicerContext) -> Iterator[Any]:
+        last = None
+        with self._changes.watch(name) as changed:
+            context.add_callback(changed.set)  # so that a caller who left is noticed
+            while True:
+                changed.clear()  # before all looking: what happens from here on sets it again
+                if not context.is_active():
+                    return
+                ended = self._ended  # before the status, which is final then
+                status = self._status.get(name, _UNKNOWN)
+                if status != last:
+                    yield health_pb2.HealthCheckResponse(status=status)
+                    last = status
+                if ended:
+                    return
+                changed.wait()

@@ -7,23 +7,36 @@ memory. All else happens in the wrapped behaviour, on the call's own thread.
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from server.errors import STATUS_CODES, RequestError, as_request_error, status_of
+from server.errors import (
+    RETRY_AFTER_MS,
+    STATUS_CODES,
+    RequestError,
+    as_request_error,
+    status_of,
+)
 from storage.ids import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import ThreadPoolExecutor
+    from contextlib import AbstractContextManager
+    from typing import TypeAlias
 
     from server.keyring import Keyring
+    from storage.api_keys import Grant
+
+    #: What happens around a handler, given its request and context.
+    _Surround: TypeAlias = Callable[[Any, grpc.ServicerContext], AbstractContextManager[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +58,7 @@ _LONGEST_REQUEST_ID: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who makes the call that this thread answers."""
+    """Who makes the call that this thread answers; key_id is empty for a stranger."""
 
     key_id: str
     request_id: str
@@ -90,19 +103,21 @@ class Interceptor(grpc.ServerInterceptor):
         """Return the handler for a call: the method's own, wrapped, or one that denies."""
         method = handler_call_details.method
         if method.startswith(_HEALTH):
-            return continuation(handler_call_details)
+            handler = continuation(handler_call_details)
+            return None if handler is None else self._wrap(method, handler, _probing)
         metadata = handler_call_details.invocation_metadata
-        request_id = self._request_id(metadata)
+        caller = Caller(key_id="", request_id=self._request_id(metadata))
         try:
-            key_id, scopes = self._authenticate(metadata)
+            grant = self._authenticate(metadata)
+            caller = replace(caller, key_id=grant.key_id)
             self._check_running()
-            _authorise(method, scopes)
+            _authorise(method, grant.scopes)
         except RequestError as error:
-            return self._deny(method, error, request_id)
+            return self._deny(method, caller, error)
         handler = continuation(handler_call_details)
         if handler is None or method not in SCOPES:
             return handler  # unknown methods, and reflection, which is a stream of its own
-        return self._wrap(method, handler, Caller(key_id=key_id, request_id=request_id))
+        return self._wrap(method, handler, functools.partial(_answering, method, caller))
 
     def _request_id(self, metadata: Any) -> str:
         for key, value in metadata:
@@ -115,7 +130,7 @@ class Interceptor(grpc.ServerInterceptor):
                 return value
         return new_id("req", now=self._clock())
 
-    def _authenticate(self, metadata: Any) -> tuple[str, frozenset[str]]:
+    def _authenticate(self, metadata: Any) -> Grant:
         tokens = [value for key, value in metadata if key == "x-api-key"]
         if not tokens:
             raise RequestError("API_KEY_MISSING", "the call needs the metadata entry x-api-key")
@@ -123,39 +138,34 @@ class Interceptor(grpc.ServerInterceptor):
         grant = self._keyring.look_up(tokens[0]) if len(tokens) == 1 else None
         if grant is None:
             raise RequestError("API_KEY_INVALID", "the API key is not valid")
-        return grant.key_id, grant.scopes
+        return grant
 
     def _check_running(self) -> None:
         if self._is_stopping():
             raise RequestError("SHUTTING_DOWN", "the server is stopping")
 
     def _deny(
-        self, method: str, error: RequestError, request_id: str
+        self, method: str, caller: Caller, error: RequestError
     ) -> grpc.RpcMethodHandler[Any, Any]:
         def deny(_requests: Any, context: grpc.ServicerContext) -> Any:
-            _log(
-                method,
-                code=STATUS_CODES[error.reason],
-                reason=error.reason,
-                key_id="",
-                request_id=request_id,
-                started=time.monotonic(),
-            )
-            _abort(context, error, request_id)
+            code = STATUS_CODES[error.reason]
+            _log(method, caller, code=code, reason=error.reason, started=time.monotonic())
+            _abort(context, error, ("x-request-id", caller.request_id))
 
         # As a stream: such a handler never reads its request. A unary one would first take
         # in the whole of a stranger's upload (10 x 60 MB cost 572 MB; so it costs 2 MB).
         return grpc.stream_unary_rpc_method_handler(deny)
 
     def _wrap(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], caller: Caller
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], surround: _Surround
     ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return *handler* with *surround* around its behaviour, on the method's own threads."""
         deserializer = _forgiving(handler.request_deserializer)
         if handler.unary_stream is not None:
             stream = handler.unary_stream
 
             def answer_stream(request: Any, context: grpc.ServicerContext) -> Any:
-                with _answering(method, caller, request, context):
+                with surround(request, context):
                     yield from stream(request, context)
 
             behaviour: Any = answer_stream
@@ -164,7 +174,7 @@ class Interceptor(grpc.ServerInterceptor):
             unary: Any = handler.unary_unary
 
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                with _answering(method, caller, request, context):
+                with surround(request, context):
                     return unary(request, context)
 
             behaviour = answer
@@ -200,14 +210,26 @@ def _check_parsed(request: Any) -> None:
 
 
 @contextmanager
+def _probing(request: Any, context: grpc.ServicerContext) -> Iterator[None]:
+    """Surround a health call: probes come every few seconds, so they leave no log line."""
+    try:
+        _check_parsed(request)
+    except RequestError as refusal:
+        _abort(context, refusal)
+    yield
+
+
+@contextmanager
 def _answering(
     method: str, caller: Caller, request: Any, context: grpc.ServicerContext
 ) -> Iterator[None]:
     started = time.monotonic()
     token = CALLER.set(caller)
+    # Not as initial metadata: gRPC's own retries take a call that has sent any for answered.
+    echo = ("x-request-id", caller.request_id)
+    context.set_trailing_metadata((echo,))
     refusal: RequestError | None = None
     try:
-        context.send_initial_metadata((("x-request-id", caller.request_id),))
         _check_parsed(request)
         yield
     except Exception as error:
@@ -221,34 +243,26 @@ def _answering(
         code = STATUS_CODES[refusal.reason] if refusal else grpc.StatusCode.OK
         if refusal is None and not context.is_active():
             code = grpc.StatusCode.CANCELLED
-        _log(
-            method,
-            code=code,
-            reason=refusal.reason if refusal else "",
-            key_id=caller.key_id,
-            request_id=caller.request_id,
-            started=started,
-        )
+        reason = refusal.reason if refusal else ""
+        _log(method, caller, code=code, reason=reason, started=started)
     if refusal is not None:
-        _abort(context, refusal, None)
+        _abort(context, refusal, echo)
 
 
-def _abort(context: grpc.ServicerContext, error: RequestError, request_id: str | None) -> None:
-    if request_id is not None:
-        context.send_initial_metadata((("x-request-id", request_id),))
+def _abort(
+    context: grpc.ServicerContext, error: RequestError, *trailers: tuple[str, str | bytes]
+) -> None:
     status = status_of(error)
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    delay = RETRY_AFTER_MS.get(error.reason)
+    # gRPC's own retries obey this; RetryInfo is for callers who retry by themselves.
+    pushback = () if delay is None else (("grpc-retry-pushback-ms", str(delay)),)
+    context.set_trailing_metadata((*trailers, details, *pushback))
     context.abort(STATUS_CODES[error.reason], status.message)
 
 
 def _log(
-    method: str,
-    *,
-    code: grpc.StatusCode,
-    reason: str,
-    key_id: str,
-    request_id: str,
-    started: float,
+    method: str, caller: Caller, *, code: grpc.StatusCode, reason: str, started: float
 ) -> None:
     logger.info(
         "rpc.finished",
@@ -256,8 +270,8 @@ def _log(
             "method": method.rpartition("/")[2],
             "code": code.name,
             "reason": reason,
-            "key": key_id,
-            "request_id": request_id,
+            "key": caller.key_id,
+            "request_id": caller.request_id,
             "ms": round((time.monotonic() - started) * 1000, 1),
         },
     )

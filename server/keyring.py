@@ -48,7 +48,10 @@ class Keyring:
         """Write down the times of last use, and read no more."""
         self._stopping.set()
         self._thread.join()
-        self._note_use()
+        try:
+            self._note_use()
+        except StorageError as error:  # a full disk must not keep the server from stopping
+            logger.warning("keyring.use_not_noted", extra={"error": str(error)})
 
     def refresh(self) -> None:
         """Read the keys now."""

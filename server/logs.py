@@ -60,4 +60,5 @@ class _Formatter(logging.Formatter):
 
 def _readable(value: object) -> str:
     text = str(value)
-    return text if re.fullmatch(r"[^\s=\"]+", text) else json.dumps(text, ensure_ascii=False)
+    # Escaped, so that nothing moves a terminal's cursor or begins a line of its own.
+    return text if re.fullmatch(r"[!#-<>-~]+", text) else json.dumps(text)

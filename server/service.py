@@ -268,11 +268,14 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     def _wait_for_tags(self, image: Image, context: grpc.ServicerContext) -> Image:
         """Return *image* after the tagger's next word on it, or when it is time to answer."""
+        wait = _LONGEST_WAIT
         remaining = context.time_remaining()  # a huge number, or None, without a deadline
-        wait = min(_LONGEST_WAIT, (remaining or _LONGEST_WAIT) - _ANSWER_MARGIN)
+        if remaining is not None:
+            wait = min(wait, remaining - _ANSWER_MARGIN)
         with self._images.changes.watch(image.id) as changed:
+            context.add_callback(changed.set)  # so that a caller who left is noticed
             # A tagger that is out of reach has spoken already.
-            if wait > 0 and not self._dispatcher.tagging_is_paused:
+            if wait > 0 and context.is_active() and not self._dispatcher.tagging_is_paused:
                 latest = self._images.get(image.id)
                 if latest.state == "PENDING" and not self._is_stopping():
                     changed.wait(wait)
@@ -285,8 +288,10 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         last = None
         with self._queries.changes.watch(query_id) as changed:
             context.add_callback(changed.set)  # so that a caller who left is noticed
-            while context.is_active():
-                changed.clear()
+            while True:
+                changed.clear()  # before all looking: what happens from here on sets it again
+                if not context.is_active():
+                    return
                 query = self._queries.get(query_id)
                 if query != last:
                     yield pb.WatchQueryResponse(query=_query(query))

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -72,9 +72,10 @@ class Database:
         self._lock = _lock
         self._local = threading.local()
         self._readers: list[Connection] = []
-        self._readers_lock = threading.Lock()
         self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._closed = False
+        #: Held to put something where `close` looks, and by `close`.
+        self._gate = threading.Lock()
         self._writer: threading.Thread | None = None
 
     @classmethod
@@ -90,22 +91,20 @@ class Database:
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             msg = f"SQLite {sqlite3.sqlite_version} can corrupt databases; install pysqlite3"
             raise UnusableDatabaseError(msg)
-        try:
+        with _translated():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            msg = f"cannot use the data folder {folder}: {error.strerror}"
-            raise StorageError(msg) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            msg = f"another picback serve owns the data folder {folder}"
-            raise FolderInUseError(msg) from None
         database = cls(folder, _lock=lock)
         try:
-            connection = database._connect_writer()
-            database._migrate(connection)
+            with _translated():
+                _take(lock, folder)
+                connection = database._connect_writer()
+                try:
+                    database._file.chmod(0o600)  # it holds secrets, whatever the umask is
+                    _migrate(connection)
+                except BaseException:
+                    connection.close()
+                    raise
         except BaseException:
             os.close(lock)
             raise
@@ -127,10 +126,12 @@ class Database:
         if not database._file.exists():
             msg = f"{folder} holds no picback database; picback serve makes one"
             raise UnusableDatabaseError(msg)
-        found = database.read("PRAGMA user_version")[0][0]
-        if found != schema.version():
-            msg = f"{folder} has schema {found}, this picback {schema.version()}; start its serve first"
-            raise UnusableDatabaseError(msg)
+        try:
+            with _translated():
+                _check(database._reader(), folder, oldest=schema.version())
+        except BaseException:
+            database.close()
+            raise
         return database
 
     def is_served(self) -> bool:
@@ -160,8 +161,9 @@ class Database:
         on the writer's thread and must not block.
 
         Args:
-            operation: Called once with the writer's connection. Its statements with
-                RETURNING must be fetched to the end, or SQLite does not commit them.
+            operation: Called with the writer's connection; called again if what it did was
+                undone because the disk was full. Its statements with RETURNING must be
+                fetched to the end, or SQLite does not commit them.
             size_bytes: About how many bytes it writes, to bound what shares a commit.
 
         Raises:
@@ -171,23 +173,23 @@ class Database:
         """
         if self._writer is None:
             return self._write_directly(operation)
-        if self._closed:
-            msg = "the database is closed"
-            raise StorageBusyError(msg)
         done: Future[T] = Future()
-        self._operations.put(_Operation(operation, size_bytes, done))
+        with self._gate:
+            self._refuse_if_closed()
+            self._operations.put(_Operation(operation, size_bytes, done))
         return done.result()
 
     def close(self) -> None:
         """Finish what was asked for, then close the file and give up the folder."""
-        self._closed = True
-        if self._writer is not None:
-            self._operations.put(None)
-            self._writer.join()
-        with self._readers_lock:
+        with self._gate:
+            self._closed = True
+            self._operations.put(None)  # the last: whoever comes now is refused
+            # Before the writer's, so that the one closed last tidies the log away.
             for connection in self._readers:
                 connection.close()
             self._readers.clear()
+        if self._writer is not None:
+            self._writer.join()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -199,12 +201,8 @@ class Database:
             _commit(connection, batch)
             if last:
                 break
-        # Whoever slipped in between the last commit and close() must not wait for ever.
-        while not self._operations.empty():
-            late = self._operations.get()
-            if late is not None:
-                late.done.set_exception(StorageBusyError("the database is closed"))
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with suppress(sqlite3.Error):  # on a full disk the log stays as it is, and is as good
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         connection.close()
 
     def _collect(self, first: _Operation) -> tuple[list[_Operation], bool]:
@@ -236,42 +234,30 @@ class Database:
             connection = sqlite3.connect(
                 self._file, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT
             )
-            self._file.chmod(0o600)  # it holds secrets, whatever the umask is
-            for pragma in (
-                # The first two only matter while the file is empty.
-                "page_size=16384",  # images: fewer overflow pages
-                "auto_vacuum=INCREMENTAL",
-                "journal_mode=WAL",
-                "synchronous=FULL",  # NORMAL loses acknowledged commits in a power cut
-                "foreign_keys=ON",
-                "secure_delete=OFF",  # distributions switch it on: 10x the cost of a delete
-                "trusted_schema=OFF",
-                "journal_size_limit=67108864",
-                "cache_size=-65536",
-            ):
-                connection.execute(f"PRAGMA {pragma}").fetchall()
+            try:
+                _check(connection, self.folder)  # before anything changes the file
+                for pragma in (
+                    # The first two only matter while the file is empty.
+                    "page_size=16384",  # images: fewer overflow pages
+                    "auto_vacuum=INCREMENTAL",
+                    "journal_mode=WAL",
+                    "synchronous=FULL",  # NORMAL loses acknowledged commits in a power cut
+                    "foreign_keys=ON",
+                    "secure_delete=OFF",  # distributions switch it on: 10x the cost of a delete
+                    "trusted_schema=OFF",
+                    "journal_size_limit=67108864",
+                    "cache_size=-65536",
+                ):
+                    connection.execute(f"PRAGMA {pragma}").fetchall()
+            except BaseException:
+                connection.close()
+                raise
             return connection
-
-    def _migrate(self, connection: Connection) -> None:
-        with _translated():
-            application, version = (
-                connection.execute(f"PRAGMA {name}").fetchall()[0][0]
-                for name in ("application_id", "user_version")
-            )
-            tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]
-            if tables and application != schema.APPLICATION_ID:
-                msg = f"{self._file} is not a picback database"
-                raise UnusableDatabaseError(msg)
-            if version > schema.version():
-                msg = f"{self._file} is of a newer picback: schema {version}, known {schema.version()}"
-                raise UnusableDatabaseError(msg)
-            connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}").fetchall()
-            schema.migrations.apply(sqlite_utils.Database(connection))
-            connection.execute(f"PRAGMA user_version={schema.version()}").fetchall()
 
     def _reader(self) -> Connection:
         connection = getattr(self._local, "connection", None)
         if connection is None:
+            self._refuse_if_closed()
             connection = sqlite3.connect(
                 f"{self._file.absolute().as_uri()}?mode=ro",
                 uri=True,
@@ -280,10 +266,46 @@ class Database:
                 timeout=_BUSY_TIMEOUT,
             )
             connection.execute("PRAGMA query_only=ON").fetchall()
-            self._local.connection = connection
-            with self._readers_lock:
+            with self._gate:
                 self._readers.append(connection)
+            self._local.connection = connection
         return connection
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            msg = "the database is closed"
+            raise StorageBusyError(msg)
+
+
+def _take(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        msg = f"another picback serve owns the data folder {folder}"
+        raise FolderInUseError(msg) from None
+
+
+def _check(connection: Connection, folder: Path, *, oldest: int = 0) -> None:
+    application, version = (
+        connection.execute(f"PRAGMA {name}").fetchall()[0][0]
+        for name in ("application_id", "user_version")
+    )
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]
+    if tables and application != schema.APPLICATION_ID:
+        msg = f"the database in {folder} is not picback's"
+        raise UnusableDatabaseError(msg)
+    if version > schema.version():
+        msg = f"{folder} is of a newer picback: schema {version}, known {schema.version()}"
+        raise UnusableDatabaseError(msg)
+    if version < oldest:
+        msg = f"{folder} has schema {version}, this picback {oldest}; start its serve first"
+        raise UnusableDatabaseError(msg)
+
+
+def _migrate(connection: Connection) -> None:
+    connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}").fetchall()
+    schema.migrations.apply(sqlite_utils.Database(connection))
+    connection.execute(f"PRAGMA user_version={schema.version()}").fetchall()
 
 
 def _commit(connection: Connection, batch: list[_Operation]) -> None:
@@ -295,7 +317,13 @@ def _commit(connection: Connection, batch: list[_Operation]) -> None:
             connection.execute("COMMIT")
     except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
         if connection.in_transaction:
-            connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # a failing disk; the next batch tries again
+                connection.execute("ROLLBACK")
+        if isinstance(error, StorageFullError) and len(batch) > 1:
+            # SQLite undid them all, perhaps over one large image: each by itself, then.
+            for operation in batch:
+                _commit(connection, [operation])
+            return
         for operation in batch:
             operation.done.set_exception(error)
         return
@@ -330,7 +358,7 @@ def _run_one(connection: Connection, operation: _Operation) -> Any:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn SQLite's errors into ours, by code and never by message."""
+    """Turn SQLite's errors, by code and never by message, and the file system's into ours."""
     try:
         yield
     except sqlite3.Error as error:
@@ -342,3 +370,6 @@ def _translated() -> Iterator[None]:
         if code == sqlite3.SQLITE_NOTADB:
             raise UnusableDatabaseError(str(error)) from error
         raise StorageError(str(error)) from error
+    except OSError as error:
+        msg = f"cannot use {error.filename}: {error.strerror}"
+        raise StorageError(msg) from error

@@ -8,6 +8,7 @@ import pytest
 
 from storage.database import Database
 from tests.service import running
+from tests.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,12 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database = Database.own(tmp_path / "data")
     yield database
     database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> Store:
+    """The tables of that file, with short ways to fill them."""
+    return Store(database)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from analysis.lemmas import Term
 from analysis.taggers import Tag, Tagged
 from dispatcher.deliverer import Answered
 
@@ -32,6 +33,23 @@ class FakeClock:
         self.now += round(seconds * 1000)
 
 
+class FakeLemmatizer:
+    """Takes every word between white space for its own lemma; remembers whose keys it computed."""
+
+    def __init__(self, name: str = "fake 1") -> None:
+        self.name = name
+        self.keyed: list[str] = []
+
+    def terms(self, text: str) -> list[Term]:
+        """Return the words of *text*."""
+        return [Term(word, (word,)) for word in text.split()]
+
+    def keys_of_all(self, tags: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return one key for each tag: its words."""
+        self.keyed += tags
+        return [(" ".join(tag.split()),) for tag in tags]
+
+
 class FakeTagger:
     """Answers what it is told to, by image bytes; remembers what it was asked."""
 
@@ -42,13 +60,14 @@ class FakeTagger:
             lambda _: Tagged(tags=(Tag(name="dog", confidence=900_000),), model="fake/1")
         )
         self.asked: list[list[bytes]] = []
+        self.timeouts: list[float] = []
         self._lock = threading.Lock()
 
     def tag(self, contents: Sequence[bytes], *, timeout: float) -> list[Outcome]:
         """Answer for each image, in order."""
-        assert timeout > 0
         with self._lock:
             self.asked.append(list(contents))
+            self.timeouts.append(timeout)
         return [self.answer(content) for content in contents]
 
     def close(self) -> None:

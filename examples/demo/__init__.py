@@ -1,0 +1,1 @@
+"""The main job of picback, end to end; `make demo` runs it."""

@@ -1,0 +1,522 @@
+"""The file, its one writer, and what happens when either is in trouble."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pysqlite3 import dbapi2 as sqlite3
+
+from storage import schema
+from storage.database import Database, _commit, _Operation
+from storage.errors import StorageBusyError, StorageError, StorageFullError, UnusableDatabaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from storage.database import Connection
+
+#: Long enough for a busy machine; only a failing test waits for it.
+PATIENCE = 60.0
+
+
+def insert(name: str, value: bytes = b"") -> Callable[[Connection], int]:
+    """Return an operation that leaves a row behind."""
+    return lambda connection: int(
+        connection.execute(
+            "INSERT INTO setting (name, value) VALUES (?, ?)", (name, value)
+        ).rowcount
+    )
+
+
+def names(database: Database) -> list[str]:
+    """Return what those operations left."""
+    return [name for (name,) in database.read("SELECT name FROM setting ORDER BY name")]
+
+
+def fail(connection: Connection) -> None:
+    """Be an operation that has second thoughts."""
+    insert("undone")(connection)
+    msg = "second thoughts"
+    raise ValueError(msg)
+
+
+def ask(database: Database, operation: Callable[[Connection], Any], size: int = 0) -> Future[Any]:
+    """Put an operation where `write` does, without waiting for it."""
+    done: Future[Any] = Future()
+    database._operations.put(_Operation(operation, size, done))
+    return done
+
+
+@contextmanager
+def busy_writer(database: Database) -> Iterator[list[str]]:
+    """Keep the writer from everything until the block ends; yield what it runs from then on."""
+    statements: list[str] = []
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(connection: Connection) -> None:
+        connection.set_trace_callback(statements.append)
+        entered.set()
+        leave.wait(PATIENCE)
+        statements.clear()
+
+    done = ask(database, wait)
+    assert entered.wait(PATIENCE)
+    try:
+        yield statements
+    finally:
+        leave.set()
+    done.result(PATIENCE)
+
+
+def transactions(statements: list[str]) -> list[int]:
+    """Return how many operations each transaction had."""
+    text = " ".join(
+        statement for statement in statements if statement.startswith(("BEGIN", "SAVEPOINT"))
+    )
+    return [part.count("SAVEPOINT") for part in text.split("BEGIN IMMEDIATE")[1:]]
+
+
+def settle(futures: list[Future[Any]]) -> list[Any]:
+    """Wait for all; return results and exceptions."""
+    return [future.exception(PATIENCE) or future.result() for future in futures]
+
+
+def test_operations_that_wait_together_share_a_transaction(database: Database) -> None:
+    with busy_writer(database) as statements:
+        asked = [ask(database, insert(f"{number}")) for number in range(5)]
+    results = settle(asked)
+
+    assert [1] * 5 == results
+    assert [5] == transactions(statements)
+    assert ["0", "1", "2", "3", "4"] == names(database)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([0] * 256, [256]),
+        ([0] * 257, [256, 1]),
+        ([4_000_000, 4_000_000, 1], [2, 1]),
+        ([7_999_999, 1, 1], [2, 1]),
+        # A single image may be larger than the bound.
+        ([20_000_000, 1], [1, 1]),
+    ],
+)
+def test_a_transaction_is_bounded_in_operations_and_bytes(
+    database: Database, sizes: list[int], expected: list[int]
+) -> None:
+    with busy_writer(database) as statements:
+        asked = [ask(database, insert(f"{number}"), size=size) for number, size in enumerate(sizes)]
+    settle(asked)
+
+    assert expected == transactions(statements)
+    assert len(sizes) == len(names(database))
+
+
+def test_an_operation_that_raises_undoes_itself_and_nobody_else(database: Database) -> None:
+    with busy_writer(database) as statements:
+        asked = [ask(database, operation) for operation in (insert("a"), fail, insert("b"))]
+    first, second, third = settle(asked)
+
+    assert [3] == transactions(statements)
+    assert (1, 1) == (first, third)
+    assert "second thoughts" == str(second)
+    assert ["a", "b"] == names(database)
+
+
+def test_a_violated_constraint_is_told_as_a_storage_error(database: Database) -> None:
+    database.write(insert("a"))
+    with pytest.raises(StorageError):
+        database.write(insert("a"))
+
+    assert ["a"] == names(database)
+
+
+def test_a_commit_that_fails_tells_everybody_and_stores_nothing(database: Database) -> None:
+    def violate_at_commit(connection: Connection) -> None:
+        connection.execute("PRAGMA defer_foreign_keys=ON").fetchall()
+        connection.execute("INSERT INTO image_content (image_seq, content) VALUES (99, x'00')")
+
+    with busy_writer(database):
+        asked = [
+            ask(database, operation) for operation in (insert("a"), violate_at_commit, insert("b"))
+        ]
+    failures = settle(asked)
+
+    assert [StorageError] * 3 == [type(failure) for failure in failures]
+    assert [] == names(database)
+    assert 1 == database.write(insert("c"))
+    assert ["c"] == names(database)
+
+
+def test_even_a_rollback_that_fails_leaves_nobody_waiting(database: Database) -> None:
+    class FailingDisk:
+        """A connection whose disk is gone once the transaction has begun."""
+
+        def __init__(self, connection: Connection) -> None:
+            self._connection = connection
+            self.in_transaction = True
+
+        def execute(self, sql: str) -> None:
+            if sql.startswith("BEGIN"):
+                return
+            raise sqlite3.OperationalError(sql)
+
+    done: Future[None] = Future()
+    database.write(lambda connection: _commit(FailingDisk(connection), [_Operation(fail, 0, done)]))
+
+    with pytest.raises(StorageError):
+        done.result(timeout=0)
+
+
+def test_a_reader_cannot_write(database: Database) -> None:
+    for sql in (
+        "INSERT INTO setting (name, value) VALUES ('a', x'00') RETURNING name",
+        "CREATE TABLE mine (a)",
+        "DELETE FROM setting",
+        "PRAGMA user_version = 99",
+    ):
+        with pytest.raises(StorageError):
+            database.read(sql)
+
+    assert [] == names(database)
+
+
+def test_what_was_written_is_seen_by_every_reader_at_once(database: Database) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(10):
+            database.write(insert(f"{number}"))
+            seen = [pool.submit(names, database).result() for _ in range(4)]
+
+            assert [number + 1] * 4 == [len(found) for found in seen]
+
+
+def test_many_threads_lose_nothing(database: Database) -> None:
+    def write_fifty(thread: int) -> int:
+        return sum(database.write(insert(f"{thread}/{number}")) for number in range(50))
+
+    with ThreadPoolExecutor(16) as pool:
+        written = list(pool.map(write_fifty, range(16)))
+
+    assert [50] * 16 == written
+    assert 800 == len(names(database))
+
+
+def test_the_writer_syncs_every_commit_and_minds_foreign_keys(database: Database) -> None:
+    def pragmas(connection: Connection) -> dict[str, Any]:
+        return {
+            name: connection.execute(f"PRAGMA {name}").fetchall()[0][0]
+            for name in (
+                "journal_mode",
+                "synchronous",
+                "foreign_keys",
+                "secure_delete",
+                "page_size",
+                "auto_vacuum",
+                "mmap_size",
+            )
+        }
+
+    found = database.write(pragmas)
+
+    assert {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "foreign_keys": 1,
+        "secure_delete": 0,
+        "page_size": 16384,
+        "auto_vacuum": 2,  # INCREMENTAL
+        "mmap_size": 0,
+    } == found
+
+
+def test_reading_never_pins_the_log(database: Database) -> None:
+    database.write(insert("a"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: names(database), range(16)))
+        database.write(insert("b"))
+        with closing(sqlite3.connect(database.folder / "picback.db", timeout=0)) as other:
+            (checkpoint,) = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    # Not busy, nothing left in the log, nothing left to copy.
+    assert (0, 0, 0) == checkpoint
+
+
+def test_only_the_owner_of_the_files_can_read_them(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        database = Database.own(tmp_path / "data")
+        database.write(insert("a"))
+        modes = {path.name: path.stat().st_mode & 0o777 for path in database.folder.iterdir()}
+        folder = database.folder.stat().st_mode & 0o777
+        database.close()
+    finally:
+        os.umask(old)
+
+    assert 0o700 == folder
+    assert dict.fromkeys(("lock", "picback.db", "picback.db-wal", "picback.db-shm"), 0o600) == modes
+
+
+def test_a_file_that_others_can_read_is_closed_to_them_at_start(tmp_path: Path) -> None:
+    Database.own(tmp_path).close()
+    file = tmp_path / "picback.db"
+    file.chmod(0o644)
+    Database.own(tmp_path).close()
+
+    assert 0o600 == file.stat().st_mode & 0o777
+
+
+def test_closing_leaves_one_file_and_no_log(tmp_path: Path) -> None:
+    database = Database.own(tmp_path)
+    database.write(insert("a"))
+    names(database)
+    database.close()
+
+    assert {"lock", "picback.db"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_was_asked_for_before_closing_is_still_done(tmp_path: Path) -> None:
+    database = Database.own(tmp_path)
+    with busy_writer(database):
+        asked = [ask(database, insert(f"{number}")) for number in range(300)]
+        closing_ = threading.Thread(target=database.close)
+        closing_.start()
+    closing_.join(PATIENCE)
+    results = settle(asked)
+
+    assert [1] * 300 == results
+    with closing(Database.own(tmp_path)) as database:
+        assert 300 == len(names(database))
+
+
+def test_a_closed_database_refuses_at_once(tmp_path: Path) -> None:
+    database = Database.own(tmp_path)
+    names(database)
+    database.close()
+    database.close()
+
+    with pytest.raises(StorageBusyError):
+        database.write(insert("late"))
+    with pytest.raises(StorageError):
+        names(database)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StorageBusyError):
+        pool.submit(names, database).result()  # a thread that has not read before
+
+
+def test_nobody_is_put_behind_the_end_of_the_queue(tmp_path: Path) -> None:
+    database = Database.own(tmp_path)
+    operations, at_the_door, closed = database._operations, threading.Event(), threading.Event()
+
+    class SlowDoor:
+        """Gives `close` every chance to overtake an operation that has been let in."""
+
+        get, get_nowait = operations.get, operations.get_nowait
+
+        def put(self, operation: _Operation | None) -> None:
+            if operation is not None:
+                at_the_door.set()
+                closed.wait(0.1)
+            operations.put(operation)
+
+    def close() -> None:
+        database.close()
+        closed.set()
+
+    database._operations = SlowDoor()  # type: ignore[assignment]
+    writing = threading.Thread(target=database.write, args=[insert("a")], daemon=True)
+    writing.start()
+    at_the_door.wait()
+    close()
+    writing.join(PATIENCE)
+
+    assert not writing.is_alive()
+    with closing(Database.own(tmp_path)) as again:
+        assert ["a"] == names(again)
+
+
+def test_nobody_hangs_and_nothing_is_lost_when_closing_meets_writers(tmp_path: Path) -> None:
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads change places between any two steps
+    try:
+        for round_ in range(5):
+            database = Database.own(tmp_path / f"{round_}")
+            stored, ended = _write_until_closed(database)
+
+            assert ended
+            with closing(Database.own(database.folder)) as database:
+                assert sorted(stored) == names(database)
+    finally:
+        sys.setswitchinterval(old)
+
+
+def _write_until_closed(database: Database) -> tuple[list[str], bool]:
+    """Close under 8 writers; return what they were told is stored, and whether all ended."""
+    stored: list[str] = []
+    writing = threading.Barrier(9)
+
+    def write(thread: int) -> None:
+        writing.wait()
+        number = 0
+        try:
+            while True:
+                database.write(insert(f"{thread}/{number}"))
+                stored.append(f"{thread}/{number}")
+                number += 1
+        except StorageBusyError:
+            return
+
+    threads = [threading.Thread(target=write, args=(n,), daemon=True) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    writing.wait()
+    database.close()
+    for thread in threads:
+        thread.join(PATIENCE / len(threads))
+    return stored, not any(thread.is_alive() for thread in threads)
+
+
+def test_a_full_disk_refuses_what_is_too_big_and_recovers_by_itself(database: Database) -> None:
+    def limit(pages: int) -> None:
+        database.write(
+            lambda connection: connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
+        )
+
+    limit(database.read("PRAGMA page_count")[0][0] + 2)
+    with busy_writer(database):
+        asked = [
+            ask(database, operation)
+            for operation in (insert("a"), insert("big", bytes(1_000_000)), insert("b"))
+        ]
+    first, big, third = settle(asked)
+
+    assert (1, StorageFullError, 1) == (first, type(big), third)
+    assert ["a", "b"] == names(database)
+
+    limit(1_000_000)
+
+    assert 1 == database.write(insert("big", bytes(1_000_000)))
+    assert ["a", "b", "big"] == names(database)
+
+
+def test_a_lock_held_too_long_by_another_is_told_as_busy(database: Database) -> None:
+    database.write(lambda connection: connection.execute("PRAGMA busy_timeout=1").fetchall())
+    with closing(sqlite3.connect(database.folder / "picback.db", isolation_level=None)) as intruder:
+        intruder.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(StorageBusyError):
+            database.write(insert("a"))
+        assert [] == names(database)
+
+        intruder.execute("ROLLBACK")
+
+    assert 1 == database.write(insert("a"))
+
+
+def test_a_lock_that_is_let_go_in_time_is_waited_for(database: Database) -> None:
+    with closing(
+        sqlite3.connect(
+            database.folder / "picback.db", isolation_level=None, check_same_thread=False
+        )
+    ) as intruder:
+        intruder.execute("BEGIN IMMEDIATE")
+        asked = ask(database, insert("a"))
+        intruder.execute("ROLLBACK")
+        stored = asked.result(PATIENCE)
+
+    assert 1 == stored
+
+
+@pytest.mark.parametrize("before", [None, b""], ids=["no file", "an empty file"])
+def test_a_database_is_made_from_nothing(tmp_path: Path, before: bytes | None) -> None:
+    if before is not None:
+        (tmp_path / "picback.db").write_bytes(before)
+    with closing(Database.own(tmp_path)) as database:
+        header = [
+            database.read(f"PRAGMA {name}")[0][0] for name in ("application_id", "user_version")
+        ]
+
+        assert [schema.APPLICATION_ID, schema.version()] == header
+        assert 1 == database.write(insert("a"))
+
+
+def test_opening_again_changes_neither_schema_nor_rows(tmp_path: Path) -> None:
+    def schema_of(database: Database) -> list[Any]:
+        return database.read("SELECT type, name, sql FROM sqlite_schema ORDER BY name")
+
+    with closing(Database.own(tmp_path)) as database:
+        database.write(insert("a"))
+        made = schema_of(database)
+    with closing(Database.own(tmp_path)) as database:
+        assert made == schema_of(database)
+        assert ["a"] == names(database)
+
+
+def test_a_start_that_died_before_the_version_was_written_is_finished(tmp_path: Path) -> None:
+    with closing(Database.own(tmp_path)) as database:
+        database.write(insert("a"))
+        database.write(lambda connection: connection.execute("PRAGMA user_version=0").fetchall())
+    with closing(Database.own(tmp_path)) as database:
+        assert schema.version() == database.read("PRAGMA user_version")[0][0]
+        assert ["a"] == names(database)
+
+
+def _foreign(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE mine (a)")
+        other.commit()
+
+
+def _foreign_of_the_same_version(file: Path) -> None:
+    _foreign(file)
+    with closing(sqlite3.connect(file)) as other:
+        other.execute(f"PRAGMA user_version={schema.version()}")
+
+
+def _newer(file: Path) -> None:
+    Database.own(file.parent).close()
+    with closing(sqlite3.connect(file)) as other:
+        other.execute(f"PRAGMA user_version={schema.version() + 1}")
+
+
+def _no_database(file: Path) -> None:
+    file.write_bytes(b"just some text, " * 1000)
+
+
+@pytest.mark.parametrize(
+    "make", [_foreign, _foreign_of_the_same_version, _newer, _no_database], ids=lambda f: f.__name__
+)
+def test_another_kind_of_file_is_refused_and_left_as_it_was(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    file = tmp_path / "picback.db"
+    make(file)
+    before = file.read_bytes()
+
+    for open_ in (Database.own, Database.own, Database.beside):  # twice: the lock was given back
+        with pytest.raises(UnusableDatabaseError):
+            open_(tmp_path)
+    assert before == file.read_bytes()
+
+
+def test_a_sqlite_that_can_corrupt_databases_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 2))
+
+    with pytest.raises(UnusableDatabaseError):
+        Database.own(tmp_path)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_used_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"a file where the folder should be")
+
+    with pytest.raises(StorageError, match="data: File exists"):
+        Database.own(tmp_path / "data")

@@ -1,0 +1,551 @@
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from storage.errors import (
+    QueryNotFoundError,
+    RequestIdReusedError,
+    StateConflictError,
+    StorageError,
+)
+from storage.query_records import Delivered, GivenUp, Match, Matched, MatchedTag, RetryAt
+from tests.fakes import START
+from tests.store import CALLBACK_URL, attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from storage.query_records import Query, QueryLease
+    from storage.requests import Request
+    from tests.store import Store
+
+ID_THAT_IS_NONE: Final = "qry_00000000000000000000000000"
+UNMATCHED: Final = Matched(lemmas=("dog",), match=None, at=START)
+MATCHED: Final = Matched(
+    lemmas=("hot", "dog", "é\u2028"),
+    match=Match(
+        image_id="img_1",
+        score=2_000_001,
+        tags=(
+            MatchedTag(name="dog", lemma="dog", confidence=1_000_000),
+            MatchedTag(name="hot dogs", lemma="hot dog", confidence=1_000_000),
+            MatchedTag(name="é", lemma="é\u2028", confidence=1),
+        ),
+    ),
+    at=START + 3,
+)
+GIVEN_UP: Final = GivenUp(reason="ATTEMPTS_EXHAUSTED", message="It was the last.")
+
+
+def lease_one(store: Store, *, now: int = START) -> QueryLease:
+    (lease,) = store.queries.lease(limit=1, now=now)
+    return lease
+
+
+def settled(store: Store, outcome: Delivered | RetryAt | GivenUp, *, matched: bool = True) -> Query:
+    """Return a query that was leased and settled once."""
+    store.submit()
+    lease = lease_one(store)
+    if matched:
+        assert store.queries.record_match(lease, UNMATCHED)
+    assert store.queries.settle(lease, attempt(lease.attempt), outcome, now=START + 50)
+    return store.queries.get(lease.id)
+
+
+def test_an_accepted_query_is_due_at_once(store: Store) -> None:
+    query = store.submit("two dogs", url=CALLBACK_URL)
+
+    assert query == store.queries.get(query.id)
+    assert ("two dogs", CALLBACK_URL, "QUEUED", START, START, None, ()) == (
+        query.text,
+        query.callback_url,
+        query.state,
+        query.created_at,
+        query.due_at,
+        query.ended_at,
+        query.attempts,
+    )
+    assert query.matched is None
+    assert query.id.startswith("qry_")
+    assert START == store.queries.next_due_at()
+
+
+def test_a_query_of_an_unknown_key_is_refused(store: Store) -> None:
+    with pytest.raises(StorageError):
+        store.queries.submit(
+            key_id="key_0",
+            text="dog",
+            callback_url="",
+            give_up_after=None,
+            request=None,
+            now=START,
+        )
+
+    assert 0 == store.count("query")
+
+
+def submit(store: Store, request: Request, text: str = "dog") -> tuple[Query, bool]:
+    return store.queries.submit(
+        key_id=request.key_id,
+        text=text,
+        callback_url=CALLBACK_URL,
+        give_up_after=None,
+        request=request,
+        now=START,
+    )
+
+
+def test_the_same_request_is_accepted_once(store: Store) -> None:
+    request = store.request()
+    (first, created), (again, created_again) = submit(store, request), submit(store, request)
+
+    assert (True, False) == (created, created_again)
+    assert first == again
+    assert (1, 1) == (store.count("query"), store.count("request"))
+
+
+def test_a_repeated_request_tells_how_its_query_stands_now(store: Store) -> None:
+    request = store.request()
+    submit(store, request)
+    store.queries.settle(lease_one(store), attempt(1), Delivered(), now=START)
+
+    assert "DELIVERED" == submit(store, request)[0].state
+    assert store.queries.next_due_at() is None
+
+
+def test_a_request_id_of_another_request_is_refused(store: Store) -> None:
+    submit(store, store.request("r1", of=b"x"))
+    with pytest.raises(RequestIdReusedError, match="'r1'"):
+        submit(store, store.request("r1", of=b"y"), "cat")
+
+    assert (1, 1) == (store.count("query"), store.count("request"))
+
+
+def test_a_request_id_of_an_upload_cannot_be_a_querys(store: Store) -> None:
+    store.add_image(request=store.request("r1", of=b"upload"))
+    with pytest.raises(RequestIdReusedError):
+        submit(store, store.request("r1", of=b"query"))
+
+    assert 0 == store.count("query")
+
+
+def test_another_keys_request_id_is_another_one(store: Store) -> None:
+    first, _ = submit(store, store.request("r1", of=b"x", key="alice"))
+    second, _ = submit(store, store.request("r1", of=b"y", key="bob"))
+
+    assert first.id != second.id
+
+
+def test_there_is_no_query_with_an_unknown_id(store: Store) -> None:
+    with pytest.raises(QueryNotFoundError):
+        store.queries.get(ID_THAT_IS_NONE)
+    with pytest.raises(QueryNotFoundError):
+        store.queries.cancel(ID_THAT_IS_NONE, now=START)
+    with pytest.raises(QueryNotFoundError):
+        store.queries.redeliver(ID_THAT_IS_NONE, now=START)
+
+
+def test_queries_are_leased_longest_due_first_and_only_when_due(store: Store) -> None:
+    for due in (3, 1, 2):
+        store.submit(f"{due}", now=START + due)
+
+    def leased(limit: int, now: int) -> list[str]:
+        return [lease.text for lease in store.queries.lease(limit=limit, now=START + now)]
+
+    assert [] == leased(9, 0)
+    assert ["1"] == leased(1, 2)
+    assert START + 2 == store.queries.next_due_at()
+    assert ["2", "3"] == leased(9, 3)
+    assert [] == leased(9, 3)
+    assert store.queries.next_due_at() is None
+
+
+def test_queries_due_at_the_same_time_are_leased_in_the_order_they_came(store: Store) -> None:
+    for number in range(4):
+        store.submit(f"{number}")
+
+    assert ["0", "1", "2"] == [lease.text for lease in store.queries.lease(limit=3, now=START)]
+
+
+def test_a_lease_brings_all_that_the_work_needs(store: Store) -> None:
+    query = store.submit("hot dogs", give_up_after=60_000)
+    lease = lease_one(store)
+
+    assert (query.seq, query.id, store.key(), "hot dogs", CALLBACK_URL, None, 1, 1) == (
+        lease.seq,
+        lease.id,
+        lease.key_id,
+        lease.text,
+        lease.callback_url,
+        lease.matched,
+        lease.attempt,
+        lease.attempt_of_cycle,
+    )
+    assert START + 60_000 == lease.give_up_at
+
+
+def test_a_leased_query_is_not_due(store: Store) -> None:
+    query = store.submit()
+    lease_one(store)
+
+    assert store.queries.get(query.id).due_at is None
+    assert "QUEUED" == store.queries.get(query.id).state
+
+
+@pytest.mark.parametrize("matched", [MATCHED, UNMATCHED], ids=["an image", "none"])
+def test_a_match_stands_for_all_attempts(store: Store, matched: Matched) -> None:
+    query = store.submit()
+    lease = lease_one(store)
+
+    assert store.queries.record_match(lease, matched)
+    assert ("DELIVERING", matched) == (
+        store.queries.get(query.id).state,
+        store.queries.get(query.id).matched,
+    )
+    store.queries.settle(lease, attempt(1), RetryAt(due_at=START + 5), now=START)
+    assert matched == lease_one(store, now=START + 5).matched
+
+
+def test_a_match_can_be_replaced_while_the_lease_is_held(store: Store) -> None:
+    query = store.submit()
+    lease = lease_one(store)
+    store.queries.record_match(lease, MATCHED)
+
+    assert store.queries.record_match(lease, UNMATCHED)
+    assert UNMATCHED == store.queries.get(query.id).matched
+
+
+def test_a_delivered_query_has_ended(store: Store) -> None:
+    query = settled(store, Delivered())
+
+    assert ("DELIVERED", START + 50, None, None) == (
+        query.state,
+        query.ended_at,
+        query.due_at,
+        query.failure_reason,
+    )
+    assert (attempt(1),) == query.attempts
+
+
+def test_a_query_to_be_tried_again_is_due_then(store: Store) -> None:
+    query = settled(store, RetryAt(due_at=START + 5000))
+
+    assert ("DELIVERING", START + 5000, None) == (query.state, query.due_at, query.ended_at)
+    assert [] == store.queries.lease(limit=1, now=START + 4999)
+    lease = lease_one(store, now=START + 5000)
+    assert (2, 2) == (lease.attempt, lease.attempt_of_cycle)
+
+
+def test_a_query_that_is_given_up_tells_why(store: Store) -> None:
+    query = settled(store, GIVEN_UP)
+
+    assert ("FAILED", START + 50, GIVEN_UP.reason, GIVEN_UP.message) == (
+        query.state,
+        query.ended_at,
+        query.failure_reason,
+        query.failure_message,
+    )
+
+
+def test_a_lease_may_end_without_an_attempt(store: Store) -> None:
+    query = store.submit()
+    store.queries.settle(lease_one(store), None, GIVEN_UP, now=START)
+
+    assert ("FAILED", ()) == (
+        store.queries.get(query.id).state,
+        store.queries.get(query.id).attempts,
+    )
+
+
+def test_an_attempt_is_kept_as_it_was(store: Store) -> None:
+    settled(store, RetryAt(due_at=START))
+    lease = lease_one(store)
+    made = attempt(2, failure="TIMEOUT", at=START + 9)
+    store.queries.settle(lease, made, Delivered(), now=START)
+
+    assert (attempt(1), made) == store.queries.get(lease.id).attempts
+
+
+def test_a_lease_settles_once(store: Store) -> None:
+    query = store.submit()
+    lease = lease_one(store)
+
+    assert store.queries.settle(lease, attempt(1), RetryAt(due_at=START), now=START)
+    assert not store.queries.settle(lease, attempt(1), Delivered(), now=START)
+    assert not store.queries.record_match(lease, MATCHED)
+    assert "QUEUED" == store.queries.get(query.id).state
+    assert 1 == store.count("attempt")
+
+
+@pytest.mark.parametrize("outcome", [Delivered(), RetryAt(due_at=START + 1), GIVEN_UP])
+def test_who_works_on_a_query_that_is_cancelled_changes_nothing(
+    store: Store, outcome: Delivered | RetryAt | GivenUp
+) -> None:
+    query = store.submit()
+    lease = lease_one(store)
+    cancelled = store.queries.cancel(query.id, now=START + 1)
+
+    assert ("CANCELLED", START + 1) == (cancelled.state, cancelled.ended_at)
+    assert not store.queries.record_match(lease, MATCHED)
+    assert not store.queries.settle(lease, attempt(1), outcome, now=START + 2)
+    assert cancelled == store.queries.get(query.id)
+    assert 0 == store.count("attempt")
+
+
+def test_a_waiting_query_that_is_cancelled_is_not_leased(store: Store) -> None:
+    query = store.submit()
+    store.queries.cancel(query.id, now=START)
+
+    assert [] == store.queries.lease(limit=1, now=START)
+    assert store.queries.next_due_at() is None
+
+
+def test_cancelling_again_changes_nothing(store: Store) -> None:
+    query = store.submit()
+    first = store.queries.cancel(query.id, now=START + 1)
+
+    assert first == store.queries.cancel(query.id, now=START + 2)
+
+
+@pytest.mark.parametrize(("outcome", "state"), [(Delivered(), "DELIVERED"), (GIVEN_UP, "FAILED")])
+def test_a_query_that_ended_cannot_be_cancelled(
+    store: Store, outcome: Delivered | GivenUp, state: str
+) -> None:
+    query = settled(store, outcome)
+    with pytest.raises(StateConflictError) as refused:
+        store.queries.cancel(query.id, now=START)
+
+    assert state == refused.value.state
+    assert query == store.queries.get(query.id)
+
+
+def test_a_query_under_way_cannot_be_redelivered(store: Store) -> None:
+    query = store.submit()
+
+    def refusal() -> str:
+        before = store.queries.get(query.id)
+        with pytest.raises(StateConflictError) as refused:
+            store.queries.redeliver(query.id, now=START + 9)
+        assert before == store.queries.get(query.id)
+        return refused.value.state
+
+    waiting = refusal()
+    lease = lease_one(store)
+    leased = refusal()
+    store.queries.record_match(lease, UNMATCHED)
+    delivering = refusal()
+
+    assert ("QUEUED", "QUEUED", "DELIVERING") == (waiting, leased, delivering)
+
+
+def cancel(store: Store) -> Query:
+    return store.queries.cancel(store.submit().id, now=START)
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (lambda store: settled(store, Delivered()), "DELIVERING"),
+        (lambda store: settled(store, GIVEN_UP), "DELIVERING"),
+        # It never got as far as matching.
+        (lambda store: settled(store, GIVEN_UP, matched=False), "QUEUED"),
+        (cancel, "QUEUED"),
+    ],
+    ids=["delivered", "failed", "failed unmatched", "cancelled"],
+)
+def test_redelivering_starts_the_schedule_anew_and_goes_on_counting(
+    store: Store, end: Callable[[Store], Query], state: str
+) -> None:
+    ended = end(store)
+    again = store.queries.redeliver(ended.id, now=START + 100)
+
+    assert (state, START + 100, None, None, None) == (
+        again.state,
+        again.due_at,
+        again.ended_at,
+        again.failure_reason,
+        again.failure_message,
+    )
+    assert (ended.matched, ended.attempts) == (again.matched, again.attempts)
+    lease = lease_one(store, now=START + 100)
+    assert (len(ended.attempts) + 1, 1) == (lease.attempt, lease.attempt_of_cycle)
+
+
+def test_a_lease_from_before_a_redelivery_settles_nothing(store: Store) -> None:
+    query = store.submit()
+    old = lease_one(store)
+    store.queries.cancel(query.id, now=START)
+    store.queries.redeliver(query.id, now=START)
+
+    assert not store.queries.settle(old, attempt(1), Delivered(), now=START)  # while it waits
+
+    new = lease_one(store)
+
+    assert not store.queries.settle(old, attempt(1), Delivered(), now=START)  # while another works
+    assert not store.queries.record_match(old, MATCHED)
+    assert store.queries.settle(new, attempt(2), Delivered(), now=START)
+    assert [2] == [made.number for made in store.queries.get(query.id).attempts]
+
+
+def test_giving_up_is_counted_from_submission_and_again_from_redelivery(store: Store) -> None:
+    query = store.submit(give_up_after=60_000)
+    lease = lease_one(store)
+    store.queries.settle(lease, attempt(1), GIVEN_UP, now=START)
+    store.queries.redeliver(query.id, now=START + 500)
+
+    assert START + 60_000 == lease.give_up_at
+    assert START + 60_500 == lease_one(store, now=START + 500).give_up_at
+
+
+def test_a_query_without_a_limit_is_never_given_up_by_time(store: Store) -> None:
+    store.submit()
+
+    assert lease_one(store).give_up_at is None
+
+
+def test_leases_of_a_process_that_died_are_due_and_their_attempts_are_on_record(
+    store: Store,
+) -> None:
+    waiting, working = store.submit("waits", now=START + 900), store.submit("works")
+    lease = lease_one(store)
+    voided = store.queries.void_leases(max_attempts=3, now=START + 250)
+
+    assert 1 == voided
+    assert waiting == store.queries.get(waiting.id)
+    found = store.queries.get(working.id)
+    assert ("QUEUED", START + 250) == (found.state, found.due_at)
+    assert [(1, START, 250, 0, "INTERRUPTED")] == [
+        (made.number, made.started_at, made.latency_ms, made.http_status, made.failure_reason)
+        for made in found.attempts
+    ]
+    assert not store.queries.settle(lease, attempt(1), Delivered(), now=START)
+    assert 0 == store.queries.void_leases(max_attempts=3, now=START + 251)
+
+
+def test_a_clock_that_went_backwards_makes_no_negative_latency(store: Store) -> None:
+    store.submit()
+    lease = lease_one(store)
+    store.queries.void_leases(max_attempts=3, now=START - 1000)
+
+    assert [0] == [made.latency_ms for made in store.queries.get(lease.id).attempts]
+
+
+def test_a_query_that_takes_the_server_down_each_time_is_given_up_at_the_cap(
+    store: Store,
+) -> None:
+    query = store.submit()
+    states = []
+    for _ in range(3):
+        lease_one(store)
+        store.queries.void_leases(max_attempts=3, now=START)
+        states.append(store.queries.get(query.id).state)
+    found = store.queries.get(query.id)
+
+    assert ["QUEUED", "QUEUED", "FAILED"] == states
+    assert ("ATTEMPTS_EXHAUSTED", START) == (found.failure_reason, found.ended_at)
+    assert ["INTERRUPTED"] * 3 == [made.failure_reason for made in found.attempts]
+
+
+def test_the_cap_counts_from_the_redelivery(store: Store) -> None:
+    query = settled(store, GIVEN_UP)
+    store.queries.redeliver(query.id, now=START)
+    lease_one(store)
+    store.queries.void_leases(max_attempts=2, now=START)
+
+    assert "DELIVERING" == store.queries.get(query.id).state
+
+    lease_one(store)
+    store.queries.void_leases(max_attempts=2, now=START)
+
+    assert "FAILED" == store.queries.get(query.id).state
+
+
+def test_pages_go_from_newest_to_oldest_and_can_be_of_one_state(store: Store) -> None:
+    made = [store.submit(f"{number}").id for number in range(5)]
+    for number in (1, 3):
+        store.queries.cancel(made[number], now=START)
+
+    def listed(state: str | None, size: int) -> list[str]:
+        pages = [store.queries.page(before=None, size=size, state=state)]
+        while pages[-1]:
+            pages.append(store.queries.page(before=pages[-1][-1].seq, size=size, state=state))
+        return [query.text for query in itertools.chain(*pages)]
+
+    assert ["4", "3", "2", "1", "0"] == listed(None, 2) == listed(None, 5)
+    assert ["3", "1"] == listed("CANCELLED", 1)
+    assert ["4", "2", "0"] == listed("QUEUED", 2)
+    assert [] == listed("FAILED", 1)
+
+
+def test_a_page_tells_the_attempts_of_each_query(store: Store) -> None:
+    first = settled(store, Delivered())
+    second = settled(store, GIVEN_UP)
+
+    assert [second, first] == store.queries.page(before=None, size=9, state=None)
+    assert [1, 1] == [
+        len(query.attempts) for query in store.queries.page(before=None, size=9, state=None)
+    ]
+
+
+def test_changes_of_a_query_wake_those_who_watch_it(store: Store) -> None:
+    query = store.submit()
+    lease = lease_one(store)
+    with store.queries.changes.watch(query.id) as changed:
+        for change in (
+            lambda: store.queries.record_match(lease, UNMATCHED),
+            lambda: store.queries.settle(lease, None, RetryAt(due_at=START), now=START),
+            lambda: store.queries.cancel(query.id, now=START),
+            lambda: store.queries.redeliver(query.id, now=START),
+        ):
+            changed.clear()
+            change()
+
+            assert changed.is_set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'ODD'",
+        "state = 'DELIVERING'",  # not matched
+        "state = 'DELIVERED'",  # not ended, and due
+        "state = 'DELIVERED', due_at = NULL",  # not ended
+        "state = 'CANCELLED', ended_at = 1",  # still due
+        "state = 'FAILED', ended_at = 1, due_at = NULL",  # without a reason
+        "failure_reason = 'TIMEOUT'",  # not failed
+        "ended_at = 1",
+        "leased_at = 1",  # both due and leased
+        "due_at = NULL",  # neither
+        "lemmas = '[\"dog'",
+        "match_tags = 'none'",
+        "key_id = 'key_0'",
+        "attempt = 'two'",
+    ],
+)
+def test_a_waiting_query_cannot_be_put_into_a_state_that_makes_no_sense(
+    store: Store, change: str
+) -> None:
+    query = store.submit()
+    with pytest.raises(StorageError):
+        store.database.write(
+            lambda connection: connection.execute(f"UPDATE query SET {change}").rowcount
+        )
+
+    assert query == store.queries.get(query.id)
+
+
+def test_a_number_of_attempt_is_recorded_once(store: Store) -> None:
+    settled(store, RetryAt(due_at=START))
+    lease = lease_one(store)
+    with pytest.raises(StorageError):
+        store.queries.settle(lease, attempt(1), Delivered(), now=START)
+
+    # The settling was undone with it.
+    assert ("DELIVERING", None) == (
+        store.queries.get(lease.id).state,
+        store.queries.get(lease.id).due_at,
+    )
+    assert store.queries.settle(lease, attempt(2), Delivered(), now=START)
