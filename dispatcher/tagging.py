@@ -125,7 +125,7 @@ class TaggingWorker:
         # Wait as long again as it has waited: the attempts thin out by themselves.
         shortest, longest = self._settings.tagger_pause
         delay = max(outcome.retry_after or 0.0, min(max(waited, shortest), longest))
-        return TagLater(due_at=max(now + round(delay * 1000), self._paused_until))
+        return TagLater(due_at=now + round(delay * 1000))
 
     def _pause_or_resume(self, outcomes: Sequence[Outcome]) -> None:
         unavailable = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]

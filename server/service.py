@@ -74,17 +74,18 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self, request: pb.UploadImageRequest, context: grpc.ServicerContext
     ) -> pb.UploadImageResponse:
         """Store an image, and wait a while for its tags."""
+        content = request.content  # once: each look at the field makes a copy
         validation = Validation()
         tags = validation.tags("tags", request.tags)
         request_id = validation.request_id(request.request_id)
-        validation.content(request.content)
+        validation.content(content)
         validation.finish()
-        self._check_size(len(request.content))
-        picture = self._pictures.inspect(request.content)
-        sha256 = hashlib.sha256(request.content).hexdigest()
+        self._check_size(len(content))
+        picture = self._pictures.inspect(content)
+        sha256 = hashlib.sha256(content).hexdigest()
         image, created = self._images.add(
             NewImage(
-                content=request.content,
+                content=content,
                 sha256=sha256,
                 media_type=picture.media_type,
                 width=picture.width,

@@ -135,6 +135,19 @@ def test_a_sleeping_lane_wakes_at_once(work: Work, make: Callable[..., Lane[str]
     assert ["a"] == work.done()
 
 
+def test_a_lane_without_work_rests(work: Work, make: Callable[..., Lane[str]]) -> None:
+    lane = make()
+    work.add("a")
+    lane.start()
+    work.wait_for(lambda: work.batches == [["a"]])
+    look_again(lane, work)
+    looks = work.looks
+    with work.condition:
+        looked = work.condition.wait_for(lambda: work.looks > looks + 1, timeout=0.1)
+
+    assert not looked
+
+
 def test_a_wake_while_the_lane_looks_elsewhere_is_not_lost(
     work: Work, make: Callable[..., Lane[str]]
 ) -> None:

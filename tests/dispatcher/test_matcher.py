@@ -409,15 +409,9 @@ def _tag(library: Store, image: Pictured, data: st.DataObject) -> None:
     library.tag_by_model(image.id, image.model)
 
 
-def _index_of(matcher: Matcher) -> tuple[dict[str, dict[int, int]], dict[int, set[str]]]:
-    """Return the index by names: what it knows, whichever way it came to know it."""
-    by_tag = {
-        matcher._names[tag_id]: postings
-        for tag_id, postings in matcher._postings.items()
-        if postings
-    }
-    by_image = {
-        seq: {matcher._names[tag_id] for tag_id in tag_ids}
-        for seq, tag_ids in matcher._tags_of.items()
-    }
-    return by_tag, by_image
+def _index_of(matcher: Matcher) -> tuple[object, ...]:
+    """Return the index: what it knows, whichever way it came to know it."""
+    assert all(len(set(ids)) == len(ids) for ids in matcher._ids_by_key.values())
+    postings = {tag_id: found for tag_id, found in matcher._postings.items() if found}
+    tags_of = {seq: set(tag_ids) for seq, tag_ids in matcher._tags_of.items()}
+    return postings, tags_of

@@ -1,8 +1,16 @@
-"""Servers whose lives are the test's subject: started, stopped and started again."""
+"""Servers whose lives are the test's subject: started, stopped and started again.
+
+Within the test's own process by `serving`, as a process of its own by `serve_process`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -46,3 +54,56 @@ def first_key(app: App) -> tuple[tuple[str, str], ...]:
     assert credentials is not None
     app._keyring.refresh()
     return (("x-api-key", credentials.token),)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeProcess:
+    """A running `picback serve`."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    #: All of stdout until it was ready.
+    first_line: str
+
+    @property
+    def address(self) -> str:
+        """Where it says that it listens."""
+        return self.first_line.split()[-1]
+
+    @property
+    def first_key(self) -> dict[str, str]:
+        """What it left of the first key."""
+        found = json.loads((self.folder / "first-key.json").read_text())
+        assert isinstance(found, dict)
+        return found
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call must bring."""
+        return (("x-api-key", self.first_key["key"]),)
+
+
+def serve_command(folder: Path, *arguments: str) -> list[str]:
+    """Return the command that serves *folder* on a free port, without a tagger."""
+    options = ["--data", str(folder), "--listen", "127.0.0.1:0", "--tagger", "none"]
+    return [sys.executable, "-m", "server", "serve", *options, *arguments]
+
+
+@contextmanager
+def serve_process(
+    folder: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> Iterator[ServeProcess]:
+    """Run `picback serve` while the block runs, unless that ends it."""
+    with subprocess.Popen(
+        serve_command(folder, *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield ServeProcess(process, folder, process.stdout.readline())
+        finally:
+            process.kill()

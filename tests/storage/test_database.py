@@ -282,6 +282,19 @@ def test_closing_leaves_one_file_and_no_log(tmp_path: Path) -> None:
     assert {"lock", "picback.db"} == {path.name for path in tmp_path.iterdir()}
 
 
+def test_closing_on_a_failing_disk_loses_nothing_that_was_committed(tmp_path: Path) -> None:
+    def no_checkpoint(_action: int, pragma: str | None, *_: object) -> int:
+        return int(sqlite3.SQLITE_DENY if pragma == "wal_checkpoint" else sqlite3.SQLITE_OK)
+
+    database = Database.own(tmp_path)
+    database.write(insert("a"))
+    database.write(lambda connection: connection.set_authorizer(no_checkpoint))
+    database.close()
+
+    with closing(Database.own(tmp_path)) as again:
+        assert ["a"] == names(again)
+
+
 def test_what_was_asked_for_before_closing_is_still_done(tmp_path: Path) -> None:
     database = Database.own(tmp_path)
     with busy_writer(database):
@@ -503,6 +516,36 @@ def test_another_kind_of_file_is_refused_and_left_as_it_was(
         with pytest.raises(UnusableDatabaseError):
             open_(tmp_path)
     assert before == file.read_bytes()
+
+
+def _half_migrated_by_hand(file: Path) -> None:
+    Database.own(file.parent).close()
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("DROP TABLE _sqlite_migrations")
+        other.commit()
+
+
+@pytest.mark.parametrize(
+    ("make", "open_"),
+    [
+        (_foreign, Database.own),
+        (_newer, Database.own),
+        (_no_database, Database.own),
+        (_half_migrated_by_hand, Database.own),
+        (_foreign, Database.beside),
+        (_no_database, Database.beside),
+    ],
+)
+def test_a_refused_file_is_not_kept_open(
+    tmp_path: Path, make: Callable[[Path], None], open_: Callable[[Path], Database]
+) -> None:
+    make(tmp_path / "picback.db")
+    before = os.listdir("/dev/fd")
+    with pytest.raises(StorageError) as refused:
+        open_(tmp_path)
+
+    assert before == os.listdir("/dev/fd")
+    assert refused.value.__traceback__ is not None  # which keeps all that was not closed
 
 
 def test_a_sqlite_that_can_corrupt_databases_is_refused(

@@ -13,13 +13,15 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from callers.images import images
+from callers.listen import listen
+from callers.queries import match, queries, query
+from callers.upload import upload
 from picback.v1 import image_service_pb2
-from server import callers
 from server.cli import main
 from server.config import TlsSettings
-from server.listen import listen
+from tests.callers.fake_service import FakeService, serving
 from tests.receiver import Answer, Receiver
-from tests.server.fake_service import FakeService, serving
 from tests.service import picture, running
 
 if TYPE_CHECKING:
@@ -245,7 +247,7 @@ def test_the_same_request_id_is_one_query(calling_service: Service, receiver: Re
     [("90", 90), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("2d", 172_800)],
 )
 def test_give_up_after_takes_a_span_of_time(span: str, seconds: int) -> None:
-    options = {parameter.name: parameter for parameter in callers.query.params}
+    options = {parameter.name: parameter for parameter in query.params}
 
     assert seconds == options["give_up_after"].type.convert(span, None, None)
 
@@ -540,11 +542,11 @@ def _commands(group: click.Command, name: str) -> Iterator[tuple[str, click.Comm
 COMMANDS = [
     pair
     for command in (
-        callers.upload,
-        callers.match,
-        callers.query,
-        callers.queries,
-        callers.images,
+        upload,
+        match,
+        query,
+        queries,
+        images,
         listen,
     )
     for pair in _commands(command, command.name or "")
@@ -581,8 +583,8 @@ def test_no_two_options_of_different_meaning_share_a_variable() -> None:
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))
 def test_every_failure_has_an_exit_code_that_is_documented(code: grpc.StatusCode) -> None:
-    from server.caller_errors import exit_code_of
-    from server.client import CallError
+    from callers.client import CallError
+    from callers.errors import exit_code_of
 
     exit_code = exit_code_of(CallError(code, "x"))
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from callers import wording
+from callers.client import items
+from callers.errors import fail, for_each
+from callers.image_files import SUFFIXES
+from callers.options import caller_command, limit_option
+from callers.param_types import TagNameType, TagType
+from callers.tables import print_facts, print_json, print_table, to_dict
 from picback.v1 import image_service_pb2
-from server import wording
-from server.caller_errors import fail, for_each
-from server.caller_options import caller_command, limit_option
-from server.client import items
-from server.image_files import SUFFIXES
-from server.param_types import TagNameType, TagType
-from server.tables import print_facts, print_json, print_table, to_dict
 
 if TYPE_CHECKING:
+    from callers.options import Caller
     from picback.v1 import image_pb2
-    from server.caller_options import Caller
 
 #: Tags shown in a list's line, which has to fit on a screen.
 _TOP_TAGS: Final = 3

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from callers.tables import one_line
 from picback.v1 import image_service_pb2
-from server.tables import one_line
-from tests.server.fake_service import FakeService, serving
+from tests.callers.fake_service import FakeService, serving
 from tests.service import picture
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from server import wording
-from server.caller_errors import EXIT_INTERRUPTED, fail
-from server.caller_options import given_secret, json_option
-from server.param_types import StatusListType
-from server.tables import one_line, print_json
+from callers import wording
+from callers.errors import EXIT_INTERRUPTED, fail
+from callers.options import given_secret, json_option
+from callers.param_types import StatusListType
+from callers.tables import one_line, print_json
 
 if TYPE_CHECKING:
-    from server.receiver import Arrival
+    from callers.receiver import Arrival
 
 
 @click.command("listen")
@@ -110,7 +110,7 @@ def listen(
     127.0.0.1:8080`.
     """
     # Imported late, so that the other commands need not wait for models' libraries.
-    from server.receiver import Receiver  # noqa: PLC0415
+    from callers.receiver import Receiver  # noqa: PLC0415
 
     enough = threading.Event()
     good = 0

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 import grpc
 
-from server.client import CallError
-from server.tables import one_line
+from callers.client import CallError
+from callers.tables import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

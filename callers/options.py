@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, TypeVar
 import click
 from click.core import ParameterSource
 
-from server.caller_errors import EXIT_INTERRUPTED, error_text, exit_code_of, fail
-from server.client import CallError, Client, Tls
-from server.secret_files import SecretFileError, is_plain, read_secret
+from callers.client import CallError, Client, Tls
+from callers.errors import EXIT_INTERRUPTED, error_text, exit_code_of, fail
+from callers.secret_files import SecretFileError, is_plain, read_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,9 +21,9 @@ import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from picback.v1 import image_service_pb2
-from server import wording
-from server.caller_errors import (
+from callers import wording
+from callers.client import CallError
+from callers.errors import (
     EXIT_FAILED,
     HOPELESS,
     error_dict,
@@ -32,18 +32,18 @@ from server.caller_errors import (
     fail,
     print_error,
 )
-from server.caller_options import caller_command
-from server.client import CallError
-from server.image_files import TAKEN_SUFFIXES
-from server.param_types import TagType
-from server.tables import print_json, print_table, to_dict
+from callers.image_files import TAKEN_SUFFIXES
+from callers.options import caller_command
+from callers.param_types import TagType
+from callers.tables import print_json, print_table, to_dict
+from picback.v1 import image_service_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from callers.client import Client
+    from callers.options import Caller
     from picback.v1 import image_pb2
-    from server.caller_options import Caller
-    from server.client import Client
 
 #: Larger files are refused unread, in bytes: far over what a server takes by default.
 _MAX_FILE_BYTES: Final = 200_000_000

@@ -7,9 +7,9 @@ import threading
 import grpc
 import pytest
 
+from callers.client import CallError, Client, items
 from picback.v1 import image_service_pb2, query_pb2
-from server.client import CallError, Client, items
-from tests.server.fake_service import FakeService, serving
+from tests.callers.fake_service import FakeService, serving
 
 QUEUED = query_pb2.Query(id="qry_1", state=query_pb2.QUERY_STATE_QUEUED)
 DELIVERING = query_pb2.Query(id="qry_1", state=query_pb2.QUERY_STATE_DELIVERING)

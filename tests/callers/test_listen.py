@@ -20,17 +20,17 @@ import pytest
 import standardwebhooks
 from click.testing import CliRunner
 
+from callers.receiver import MAX_BODY_BYTES, Receiver
 from dispatcher import decode_secret
 from picback.v1 import image_service_pb2, query_pb2
 from server.cli import main
-from server.receiver import MAX_BODY_BYTES, Receiver
 from tests.service import picture, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from server.receiver import Arrival
+    from callers.receiver import Arrival
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 QUERY_ID = "qry_" + "0" * 26

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Final
 import click
 from google.protobuf import duration_pb2
 
+from callers import wording
+from callers.client import items
+from callers.errors import EXIT_FAILED, for_each
+from callers.options import caller_command, limit_option
+from callers.param_types import SpanType
+from callers.tables import one_line, print_facts, print_json, print_table, to_dict
 from picback.v1 import image_service_pb2, query_pb2
-from server import wording
-from server.caller_errors import EXIT_FAILED, for_each
-from server.caller_options import caller_command, limit_option
-from server.client import items
-from server.param_types import SpanType
-from server.tables import one_line, print_facts, print_json, print_table, to_dict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from server.caller_options import Caller
+    from callers.options import Caller
 
 #: States by the names that --state takes.
 _STATES: Final = {

@@ -1,0 +1,230 @@
+"""`picback serve`: options and variables in, one `Config` out that can refuse, then the server.
+
+Environment variables are read here and nowhere else, by click.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from callers.secret_files import SecretFileError, read_secret
+from server import logs
+from server.app import App
+from server.config import ClarifaiSettings, Config, ConfigError, TlsSettings
+from server.keys_command import credentials_json, data_option, print_credentials
+from storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from storage.api_keys import Credentials
+
+
+@click.command()
+@click.option(
+    "--listen",
+    envvar="PICBACK_LISTEN",
+    show_envvar=True,
+    default="127.0.0.1:50051",
+    help="HOST:PORT; port 0 picks a free one, and the first line printed names it.",
+)
+@data_option
+@click.option(
+    "--tagger",
+    envvar="PICBACK_TAGGER",
+    show_envvar=True,
+    type=click.Choice(["auto", "clarifai", "local", "none"]),
+    default="auto",
+    help="Who tags images. auto: Clarifai when a token is set, the local model otherwise.",
+)
+@click.option(
+    "--allow-callback",
+    envvar="PICBACK_ALLOW_CALLBACK",
+    show_envvar=True,
+    multiple=True,
+    metavar="HOST:PORT|CIDR",
+    help="A private or loopback place that may be called back; repeatable. "
+    "In the variable, separated by spaces.",
+)
+@click.option(
+    "--clarifai-pat",
+    envvar=["PICBACK_CLARIFAI_PAT", "CLARIFAI_PAT"],
+    show_envvar=True,
+    default="",
+    show_default=False,
+    help="Clarifai's personal access token. Prefer the variable or the file: other users of "
+    "the machine can read command lines.",
+)
+@click.option(
+    "--clarifai-pat-file",
+    envvar="PICBACK_CLARIFAI_PAT_FILE",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file that holds the token.",
+)
+@click.option(
+    "--clarifai-base",
+    envvar=["PICBACK_CLARIFAI_BASE", "CLARIFAI_GRPC_BASE"],
+    show_envvar=True,
+    help="HOST or HOST:PORT to reach Clarifai at, instead of its own.",
+)
+@click.option(
+    "--clarifai-insecure",
+    envvar="PICBACK_CLARIFAI_INSECURE",
+    show_envvar=True,
+    is_flag=True,
+    help="Reach it without TLS: for a stand-in on this machine.",
+)
+@click.option(
+    "--pipeline",
+    envvar="PICBACK_PIPELINE",
+    show_envvar=True,
+    default=Config().pipeline,
+    help="The spaCy pipeline that lemmas come from: an installed package, or a path.",
+)
+@click.option(
+    "--max-image-bytes",
+    envvar="PICBACK_MAX_IMAGE_BYTES",
+    show_envvar=True,
+    default=Config().max_image_bytes,
+    help="Largest image, in bytes.",
+)
+@click.option(
+    "--max-image-pixels",
+    envvar="PICBACK_MAX_IMAGE_PIXELS",
+    show_envvar=True,
+    default=Config().max_image_pixels,
+    help="Largest image, in pixels.",
+)
+@click.option(
+    "--callback-timeout",
+    envvar="PICBACK_CALLBACK_TIMEOUT",
+    show_envvar=True,
+    default=Config().callback_timeout,
+    help="Seconds that one attempt to call back may take as a whole.",
+)
+@click.option(
+    "--stop-grace",
+    envvar="PICBACK_STOP_GRACE",
+    show_envvar=True,
+    default=Config().stop_grace,
+    help="Seconds that calls under way may take to end when the server stops.",
+)
+@click.option(
+    "--tls-cert",
+    envvar="PICBACK_TLS_CERT",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The server's certificate (PEM). With it the port speaks TLS.",
+)
+@click.option(
+    "--tls-key",
+    envvar="PICBACK_TLS_KEY",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The certificate's private key (PEM).",
+)
+@click.option(
+    "--tls-client-ca",
+    envvar="PICBACK_TLS_CLIENT_CA",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Callers must show a certificate that this authority (PEM) signed.",
+)
+@click.option(
+    "--insecure",
+    envvar="PICBACK_INSECURE",
+    show_envvar=True,
+    is_flag=True,
+    help="Allow a plaintext port that other machines can reach.",
+)
+@click.option(
+    "--log-format",
+    envvar="PICBACK_LOG_FORMAT",
+    show_envvar=True,
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How to log to standard error.",
+)
+@click.option(
+    "--log-level",
+    envvar="PICBACK_LOG_LEVEL",
+    show_envvar=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="What to log.",
+)
+def serve(**options: Any) -> None:
+    """Run the server and its dispatcher until SIGTERM or Ctrl-C."""
+    # Blocked before any thread exists, so that none but this one ever takes them.
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+    logs.configure(level=options["log_level"], json_lines=options["log_format"] == "json")
+    try:
+        app = App(_config(options))
+        first_key = app.make_first_key()
+        app.start()
+        on_a_terminal = sys.stdout.isatty()
+        if first_key is not None and not on_a_terminal:
+            # Before the first line, so that whoever waits for that can read the file.
+            _write_first_key(first_key, options["data"])
+    except (ConfigError, SecretFileError, StorageError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"picback is serving on {app.address}")
+    if first_key is not None and on_a_terminal:
+        click.echo("This is a new data folder. Its first API key, shown only now:\n")
+        print_credentials(first_key, as_json=False)
+    sys.stdout.flush()
+    signal.sigwait(stop_signals)
+    # A second one ends the process at once; what was accepted is on disk.
+    for each in stop_signals:
+        signal.signal(each, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)
+    app.stop()
+
+
+def _config(options: dict[str, Any]) -> Config:
+    token_file = options["clarifai_pat_file"]
+    certificate, key = options["tls_cert"], options["tls_key"]
+    if (certificate is None) != (key is None):
+        msg = "--tls-cert and --tls-key belong together"
+        raise ConfigError(msg)
+    if options["tls_client_ca"] is not None and certificate is None:
+        msg = "--tls-client-ca needs --tls-cert and --tls-key"
+        raise ConfigError(msg)
+    return Config(
+        listen=options["listen"],
+        data=options["data"],
+        tagger=options["tagger"],
+        clarifai=ClarifaiSettings(
+            token=read_secret(token_file, "token") if token_file else options["clarifai_pat"],
+            base=options["clarifai_base"] or None,
+            insecure=options["clarifai_insecure"],
+        ),
+        allow_callback=options["allow_callback"],
+        pipeline=options["pipeline"],
+        max_image_bytes=options["max_image_bytes"],
+        max_image_pixels=options["max_image_pixels"],
+        tls=None
+        if certificate is None
+        else TlsSettings(certificate=certificate, key=key, client_ca=options["tls_client_ca"]),
+        insecure=options["insecure"],
+        callback_timeout=options["callback_timeout"],
+        stop_grace=options["stop_grace"],
+    )
+
+
+def _write_first_key(credentials: Credentials, data: Path) -> None:
+    """Leave the key in a file that only its owner can read, never in a log."""
+    path = data / "first-key.json"
+    try:
+        path.unlink(missing_ok=True)  # whatever is there may be a link, or open to others
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(credentials_json(credentials) + "\n")
+    except OSError as error:
+        msg = f"cannot write the first key to {path}: {error.strerror}; make one by picback keys"
+        raise ConfigError(msg) from error
