@@ -17,7 +17,7 @@ from callers.tables import one_line, print_facts, print_json, print_table, to_di
 from picback.v1 import image_service_pb2, query_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from callers.options import Caller
 
@@ -140,14 +140,7 @@ def queries() -> None:
 def list_queries(caller: Caller, state: str | None, limit: int) -> None:
     """List queries, newest first."""
     number = _STATES[state] if state else query_pb2.QUERY_STATE_UNSPECIFIED
-    found = items(
-        lambda size, token: caller.client.call(
-            caller.client.stub.ListQueries,
-            image_service_pb2.ListQueriesRequest(page_size=size, page_token=token, state=number),
-        ),
-        lambda page: page.queries,
-        limit=limit,
-    )
+    found = _listed(caller, number, limit=limit)
     if caller.as_json:
         for each in found:
             print_json(to_dict(each))
@@ -177,17 +170,59 @@ def watch_query(caller: Caller, query_id: str) -> None:
 
 
 @queries.command("redeliver")
-@click.argument("query_ids", metavar="QUERY_ID...", nargs=-1, required=True)
+@click.argument("query_ids", metavar="QUERY_ID...", nargs=-1)
+@click.option(
+    "--state",
+    type=click.Choice(["delivered", "failed", "cancelled"], case_sensitive=False),
+    envvar="PICBACK_QUERIES_REDELIVER_STATE",
+    show_envvar=True,
+    help="Instead of ids: all queries in this state.",
+)
+@click.option(
+    "--to",
+    "prefix",
+    metavar="URL",
+    envvar="PICBACK_QUERIES_REDELIVER_TO",
+    show_envvar=True,
+    help="Of these only the ones whose callback URL begins so.",
+)
+@click.option(
+    "--dry-run",
+    envvar="PICBACK_QUERIES_REDELIVER_DRY_RUN",
+    show_envvar=True,
+    is_flag=True,
+    help="Only show which ones it would be.",
+)
 @caller_command
-def redeliver_queries(caller: Caller, query_ids: tuple[str, ...]) -> None:
-    """Send the callback of finished queries again."""
+def redeliver_queries(
+    caller: Caller,
+    query_ids: tuple[str, ...],
+    state: str | None,
+    prefix: str | None,
+    *,
+    dry_run: bool,
+) -> None:
+    """Send the callback of finished queries again: of these ids, or of all in a state."""
+    if bool(query_ids) == bool(state) or (prefix and not state):
+        msg = "give ids of queries, or --state with or without --to"
+        raise click.UsageError(msg)
 
     def redeliver(query_id: str) -> None:
         request = image_service_pb2.RedeliverQueryRequest(query_id=query_id)
         answer = caller.client.call(caller.client.stub.RedeliverQuery, request)
         _print_state(caller, answer.query)
 
-    for_each(query_ids, redeliver)
+    def show(query_id: str) -> None:
+        request = image_service_pb2.GetQueryRequest(query_id=query_id)
+        _print_state(caller, caller.client.call(caller.client.stub.GetQuery, request).query)
+
+    # All ids first: what is redelivered changes its state, and with that the list.
+    wanted = query_ids or [
+        each.id
+        for each in _listed(caller, _STATES[str(state)], limit=0)
+        if each.callback_url.startswith(prefix or "")
+    ]
+    for_each(wanted, show if dry_run else redeliver)
 
 
 @queries.command("cancel")
@@ -202,6 +237,19 @@ def cancel_queries(caller: Caller, query_ids: tuple[str, ...]) -> None:
         _print_state(caller, answer.query)
 
     for_each(query_ids, cancel)
+
+
+def _listed(
+    caller: Caller, state: query_pb2.QueryState.ValueType, *, limit: int
+) -> Iterator[query_pb2.Query]:
+    return items(
+        lambda size, token: caller.client.call(
+            caller.client.stub.ListQueries,
+            image_service_pb2.ListQueriesRequest(page_size=size, page_token=token, state=state),
+        ),
+        lambda page: page.queries,
+        limit=limit,
+    )
 
 
 def _watch(caller: Caller, query_id: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from storage.database import Database
+from tests.receiver import Receiver
 from tests.service import running
 from tests.store import Store
 
@@ -45,4 +46,21 @@ def store(database: Database) -> Store:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A running server without a tagger, shared by a module's tests."""
     with running(tmp_path_factory.mktemp("service") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    """A receiver that takes everything."""
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def calling_service(
+    tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
+) -> Iterator[Service]:
+    """A running server without a tagger that may call the receiver, and a port of nobody's."""
+    folder = tmp_path_factory.mktemp("calling") / "data"
+    with running(folder, allow_callback=(receiver.address, "127.0.0.1:1")) as service:
         yield service

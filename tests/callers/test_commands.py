@@ -337,6 +337,39 @@ def test_a_query_in_the_wrong_state_is_a_failure_of_its_own(calling_service: Ser
     ]
 
 
+def test_queries_of_a_state_and_a_receiver_are_redelivered_together(tmp_path: Path) -> None:
+    gone, back = [Answer(410), Answer(410)], [Answer(410)]
+    with (
+        Receiver(gone) as receiver,
+        Receiver(back) as other,
+        running(tmp_path / "data", allow_callback=(receiver.address, other.address)) as service,
+    ):
+        lost = [_submit(service, "a heron", receiver.url) for _ in range(2)]
+        elsewhere = _submit(service, "a heron", other.url)
+        for each in (*lost, elsewhere):
+            _run(service, "queries", "watch", each)
+        chosen = ("queries", "redeliver", "--state", "failed", "--to", receiver.url)
+        planned = _run(service, *chosen, "--dry-run")
+        done = _run(service, *chosen)
+        for each in lost:
+            _run(service, "queries", "watch", each)
+        left = _run(service, "queries", "list", "--state", "failed", "--json")
+
+    assert (planned.exit_code, planned.stderr) == (0, "")
+    assert set(lost) == {line.split()[0] for line in planned.stdout.splitlines()}
+    assert {"FAILED"} == {line.split()[1] for line in planned.stdout.splitlines()}
+    assert set(lost) == {line.split()[0] for line in done.stdout.splitlines()}
+    assert [elsewhere] == [document["id"] for document in _documents(left)]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--to", "http://a/"), ("qry_1", "--state", "failed")])
+def test_redelivering_takes_either_ids_or_a_state(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, ["queries", "redeliver", *arguments])
+
+    assert 2 == result.exit_code
+    assert "give ids of queries, or --state" in result.stderr
+
+
 # --- images
 
 

@@ -11,21 +11,15 @@ import grpc
 import pytest
 
 from picback.v1 import image_pb2, image_service_pb2, query_pb2
-from tests.receiver import Receiver
 from tests.service import picture, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.receiver import Receiver
     from tests.service import Service
 
 PHOTOS = Path(__file__).parents[2] / "examples/photos"
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
 
 
 @pytest.fixture(scope="module")
