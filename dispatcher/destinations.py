@@ -5,8 +5,8 @@ not take the threads of the others, so each has a limit of attempts under way th
 what it can bear, and a circuit breaker that leaves it alone while it is down. Waiting for a
 breaker uses up no attempt of any query.
 
-Everything here is in memory and pure but for the clock's readings passed in. What must
-outlive a restart (breakers) is handed out as `Breaker` and taken back at start.
+Everything here is in memory; time is passed in. What must outlive a restart (breakers) is
+handed out to be saved and taken back at start.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.deliverer import Answered
+from storage.breakers import Breaker
+from storage.query_records import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dispatcher.deliverer import Outcome
+    from storage.query_records import DueQueue
 
 #: Attempts under way at once to a destination that answers well.
 MOST_AT_ONCE: Final = 8
@@ -35,39 +38,6 @@ WINDOW_SECONDS: Final = 60.0
 OPEN_SECONDS: Final = (5.0, 300.0)
 #: Share of all threads that retries leave to first attempts.
 KEPT_FOR_FIRST: Final = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DueQueue:
-    """The queries of one destination that wait in one of its two queues."""
-
-    destination: int
-    #: False: queries that were never tried; True: those that failed before.
-    retries: bool
-    #: When the one that waits longest became, or becomes, due (milliseconds).
-    due_at: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """So many queries of one of a destination's queues may be attempted now."""
-
-    destination: int
-    retries: bool
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Breaker:
-    """What is known of a destination that is, or lately was, down."""
-
-    destination: int
-    #: "CLOSED", "OPEN" or "RECOVERING".
-    state: str
-    #: When it may be probed again (milliseconds); meaningless while CLOSED.
-    probe_at: int
-    #: How often it has opened since it was last closed: the longer, the longer it waits.
-    openings: int
 
 
 @dataclass(slots=True)
@@ -114,6 +84,22 @@ class Destinations:
                 destination.openings = breaker.openings
                 if breaker.state == "RECOVERING":
                     destination.limit = 1.0
+
+    def close_all_but(self, breakers: Iterable[Breaker]) -> None:
+        """Close what an operator has closed: every breaker that is not among *breakers*."""
+        kept = {breaker.destination for breaker in breakers}
+        with self._lock:
+            for id_, destination in self._destinations.items():
+                if destination.state != "CLOSED" and id_ not in kept:
+                    self._destinations[id_] = _Destination(
+                        under_way=destination.under_way, last_turn=destination.last_turn
+                    )
+
+    @property
+    def any_broken(self) -> bool:
+        """Whether any breaker is open or recovering."""
+        with self._lock:
+            return any(each.state != "CLOSED" for each in self._destinations.values())
 
     def take_turns(self, waiting: Sequence[DueQueue], *, free: int, now: int) -> list[Turn]:
         """Give out at most *free* turns, one at a time to each destination in rotation.

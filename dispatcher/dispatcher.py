@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dispatcher.destinations import Destinations
 from dispatcher.lane import Lane
 from dispatcher.matcher import Matcher
 from dispatcher.patience import Patience
 from dispatcher.retry import RetryPolicy
+from dispatcher.schedule import Schedule
 from dispatcher.tagging import TaggingWorker
 from dispatcher.worker import DeliveryWorker
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dispatcher.matcher import Matching
     from dispatcher.settings import DispatcherSettings
     from storage.api_keys import ApiKeys
+    from storage.breakers import Breakers
     from storage.images import Images, TaggingLease
     from storage.queries import Queries
     from storage.query_records import QueryLease
@@ -41,6 +44,7 @@ class Dispatcher:
         tags: Tags,
         queries: Queries,
         api_keys: ApiKeys,
+        breakers: Breakers,
         lemmatizer: Lemmatizer,
         tagger: Tagger | None,
         deliverer: Deliverer,
@@ -53,6 +57,12 @@ class Dispatcher:
         self._policy = policy or RetryPolicy()
         self._patience = Patience()
         self._matcher = Matcher(tags=tags, images=images, lemmatizer=lemmatizer)
+        self._schedule = Schedule(
+            queries=queries,
+            breakers=breakers,
+            destinations=Destinations(threads=settings.delivery_threads),
+            clock=clock,
+        )
         self._delivery = DeliveryWorker(
             queries=queries,
             images=images,
@@ -61,13 +71,14 @@ class Dispatcher:
             deliverer=deliverer,
             policy=self._policy,
             patience=self._patience,
+            schedule=self._schedule,
             clock=clock,
         )
         self._delivery_lane: Lane[QueryLease] = Lane(
             "delivery",
             threads=settings.delivery_threads,
-            lease=self._delivery.lease,
-            next_due_at=queries.next_due_at,
+            lease=self._schedule.lease,
+            next_due_at=self._schedule.next_due_at,
             process=self._delivery.process,
             clock=clock,
         )
@@ -92,6 +103,7 @@ class Dispatcher:
         now = self._clock()
         self._images.void_leases(now=now)
         self._queries.void_leases(max_attempts=self._policy.max_attempts, now=now)
+        self._schedule.restore()
         self._matcher.refresh()
         self._delivery_lane.start()
         if self._tagging_lane is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dispatcher.matcher import Matcher
     from dispatcher.patience import Patience
     from dispatcher.retry import RetryPolicy
+    from dispatcher.schedule import Schedule
     from storage.api_keys import ApiKeys
     from storage.images import Images
     from storage.queries import Queries
@@ -42,6 +43,7 @@ class DeliveryWorker:
         deliverer: Deliverer,
         policy: RetryPolicy,
         patience: Patience,
+        schedule: Schedule,
         clock: Callable[[], int],
     ) -> None:
         self._queries = queries
@@ -51,31 +53,35 @@ class DeliveryWorker:
         self._deliverer = deliverer
         self._policy = policy
         self._patience = patience
+        self._schedule = schedule
         self._clock = clock
-
-    def lease(self, limit: int) -> Sequence[QueryLease]:
-        """Lease what is due."""
-        return self._queries.lease(limit=limit, now=self._clock())
 
     def process(self, leases: Sequence[QueryLease]) -> None:
         """Bring each leased query one attempt further, and end its lease."""
         for lease in leases:
-            if lease.give_up_at is not None and self._clock() >= lease.give_up_at:
-                late = GivenUp(
-                    reason="DEADLINE_PASSED", message="give_up_after passed before an attempt"
-                )
-                self._settle(lease, None, late)
-                continue
+            outcome = None
             try:
-                self._deliver(lease)
-            except Exception:  # a bug, or storage: never lose the query over it
-                logger.exception("delivery.crashed", extra={"query": lease.id})
-                self._settle_crash(lease)
+                outcome = self._work(lease)
+            finally:
+                self._schedule.finished(lease, outcome)
 
-    def _deliver(self, lease: QueryLease) -> None:
+    def _work(self, lease: QueryLease) -> Outcome | None:
+        """End *lease*; return the outcome of the attempt, None if none was made."""
+        if lease.give_up_at is not None and self._clock() >= lease.give_up_at:
+            message = "give_up_after passed before an attempt"
+            self._settle(lease, None, GivenUp(reason="DEADLINE_PASSED", message=message))
+            return None
+        try:
+            return self._deliver(lease)
+        except Exception:  # a bug, or storage: never lose the query over it
+            logger.exception("delivery.crashed", extra={"query": lease.id})
+            self._settle_crash(lease)
+            return None
+
+    def _deliver(self, lease: QueryLease) -> Outcome | None:
         body = self._body(lease)
         if body is None:
-            return  # cancelled meanwhile
+            return None  # cancelled meanwhile
         started_at = self._clock()
         outcome = self._deliverer.deliver(
             lease.callback_url, headers=self._headers(lease, started_at, body), body=body
@@ -86,6 +92,7 @@ class DeliveryWorker:
             outcome, attempt=lease.attempt_of_cycle, now=ended_at, give_up_at=lease.give_up_at
         )
         self._settle(lease, attempt, _settlement(decision))
+        return outcome
 
     def _body(self, lease: QueryLease) -> bytes | None:
         """Return the bytes to send; the same for every attempt while the match's image exists."""

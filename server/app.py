@@ -29,6 +29,7 @@ from server.paging import Paging
 from server.service import ImageService
 from storage import settings
 from storage.api_keys import SCOPES, ApiKeys
+from storage.breakers import Breakers
 from storage.database import Database
 from storage.images import Images
 from storage.queries import Queries
@@ -115,6 +116,7 @@ class App:
             tags=Tags(self._database),
             queries=self._queries,
             api_keys=self.api_keys,
+            breakers=Breakers(self._database),
             lemmatizer=Lemmatizer(config.pipeline),
             tagger=self._tagger,
             deliverer=self._deliverer,

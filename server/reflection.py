@@ -7,15 +7,17 @@ file descriptors.binpb beside the generated code has kept them.
 
 from __future__ import annotations
 
+import contextlib
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from concurrent.futures import ThreadPoolExecutor
 
 #: The services under which reflection answers.
@@ -52,37 +54,30 @@ def add_to(server: grpc.Server, names: Iterable[str], pool: ThreadPoolExecutor) 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc] # untyped base
     def __init__(self, names: Iterable[str]) -> None:
-        super().__init__(names)
-        data = resources.files("picback.v1").joinpath("descriptors.binpb").read_bytes()
-        files = descriptor_pb2.FileDescriptorSet.FromString(data).file
-        self._commented = {file.name: file for file in files}
+        self._files = {file.name: file for file in _files()}
+        pool = descriptor_pool.DescriptorPool()
+        for file in self._files.values():
+            pool.Add(file)
+        super().__init__(names, pool)
 
     def _file_by_filename(self, request: Any, filename: str) -> Any:
-        if filename not in self._commented:
-            return super()._file_by_filename(request, filename)
-        return self._answer(request, filename)
+        if filename in self._files:
+            return self._answer(request, filename)
+        return super()._file_by_filename(request, filename)  # which has not got it either
 
     def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
-        name = fully_qualified_name
-        try:
-            filename = self._pool.FindFileContainingSymbol(name).name
-        except KeyError:
-            # Python's pool does not know methods; the service they belong to it does.
-            try:
-                name = name.rpartition(".")[0]
-                filename = self._pool.FindFileContainingSymbol(name).name
-            except KeyError:
-                return super()._file_containing_symbol(request, fully_qualified_name)
-        if filename not in self._commented:
-            return super()._file_containing_symbol(request, name)
-        return self._answer(request, filename)
+        # Python's pool does not know methods; the service that they belong to it does.
+        for name in (fully_qualified_name, fully_qualified_name.rpartition(".")[0]):
+            with contextlib.suppress(KeyError):
+                return self._answer(request, self._pool.FindFileContainingSymbol(name).name)
+        return super()._file_containing_symbol(request, fully_qualified_name)
 
     def _answer(self, request: Any, filename: str) -> Any:
         wanted, found = [filename], {}
         while wanted:
             name = wanted.pop()
             if name not in found:
-                found[name] = self._commented[name]
+                found[name] = self._files[name]
                 wanted.extend(found[name].dependency)
         return reflection_pb2.ServerReflectionResponse(
             original_request=request,
@@ -90,3 +85,15 @@ class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc] # untype
                 file_descriptor_proto=[file.SerializeToString() for file in found.values()]
             ),
         )
+
+
+def _files() -> Iterator[descriptor_pb2.FileDescriptorProto]:
+    """Yield all files that describe the server, each after those that it imports."""
+    data = resources.files("picback.v1").joinpath("descriptors.binpb").read_bytes()
+    yield from descriptor_pb2.FileDescriptorSet.FromString(data).file
+    health, alpha = (descriptor_pb2.FileDescriptorProto() for _ in range(2))
+    health_pb2.DESCRIPTOR.CopyToProto(health)
+    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+    # Version 1 of reflection, which grpcio does not have, is its v1alpha by another name.
+    renamed = text_format.MessageToString(alpha).replace("v1alpha", "v1")
+    yield from (health, alpha, text_format.Parse(renamed, descriptor_pb2.FileDescriptorProto()))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from server.keys_command import credentials_json, data_option, print_credentials
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from storage.api_keys import Credentials
 
 
@@ -160,10 +164,37 @@ if TYPE_CHECKING:
 )
 def serve(**options: Any) -> None:
     """Run the server and its dispatcher until SIGTERM or Ctrl-C."""
-    # Blocked before any thread exists, so that none but this one ever takes them.
-    stop_signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     logs.configure(level=options["log_level"], json_lines=options["log_format"] == "json")
+    with _noting_stop_signals() as noted:
+        app = _start(options)
+        noted.recv(1)
+    app.stop()
+
+
+@contextmanager
+def _noting_stop_signals() -> Iterator[socket.socket]:
+    """Yield where a byte can be read as soon as SIGTERM or Ctrl-C has come.
+
+    They are not blocked and waited for: numpy's threads, made when it is imported, would
+    take them instead, and end the process. After the block they do end it, at once; what
+    was accepted is on disk.
+    """
+    signals = (signal.SIGTERM, signal.SIGINT)
+    noted, note = socket.socketpair()
+    with noted, note:
+        note.setblocking(False)  # noqa: FBT003 - its own way to say so
+        signal.set_wakeup_fd(note.fileno())
+        for each in signals:
+            signal.signal(each, lambda *_: None)
+        try:
+            yield noted
+        finally:
+            signal.set_wakeup_fd(-1)
+            for each in signals:
+                signal.signal(each, signal.SIG_DFL)
+
+
+def _start(options: dict[str, Any]) -> App:
     try:
         app = App(_config(options))
         first_key = app.make_first_key()
@@ -179,12 +210,7 @@ def serve(**options: Any) -> None:
         click.echo("This is a new data folder. Its first API key, shown only now:\n")
         print_credentials(first_key, as_json=False)
     sys.stdout.flush()
-    signal.sigwait(stop_signals)
-    # A second one ends the process at once; what was accepted is on disk.
-    for each in stop_signals:
-        signal.signal(each, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)
-    app.stop()
+    return app
 
 
 def _config(options: dict[str, Any]) -> Config:

@@ -189,11 +189,12 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             else None
         )
         validation.finish()
-        self._guard.check(url)
+        target = self._guard.check(url)
         query, created = self._queries.submit(
             key_id=CALLER.get().key_id,
             text=text,
             callback_url=url,
+            destination=target.destination,
             give_up_after=give_up_after,
             request=_named(request_id, "SubmitQuery", text, url, give_up_after),
             now=self._clock(),

@@ -93,7 +93,7 @@ class Database:
             raise UnusableDatabaseError(msg)
         with _translated():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = _open_lock(folder)
         database = cls(folder, _lock=lock)
         try:
             with _translated():
@@ -135,14 +135,19 @@ class Database:
         return database
 
     def is_served(self) -> bool:
-        """Tell whether a server owns the folder now."""
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(lock)
+        """Tell whether a server owns the folder now.
+
+        Raises:
+            StorageError: The folder cannot be looked into.
+        """
+        with _translated():
+            lock = _open_lock(self.folder)
+            try:
+                _take(lock, self.folder)
+            except FolderInUseError:
+                return True
+            finally:
+                os.close(lock)
         return False
 
     def read(self, sql: str, parameters: Any = ()) -> list[Any]:
@@ -275,6 +280,10 @@ class Database:
         if self._closed:
             msg = "the database is closed"
             raise StorageBusyError(msg)
+
+
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _take(lock: int, folder: Path) -> None:

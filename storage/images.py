@@ -194,9 +194,9 @@ class Images:
 
     def page(self, *, before: int | None, size: int) -> list[Image]:
         """Return up to *size* images, newest first, stored before number *before*."""
+        where, values = ("", ()) if before is None else ("WHERE seq < ?", (before,))
         return self._images(
-            f"SELECT {_COLUMNS} FROM image WHERE (?1 IS NULL OR seq < ?1) ORDER BY seq DESC LIMIT ?2",
-            (before, size),
+            f"SELECT {_COLUMNS} FROM image {where} ORDER BY seq DESC LIMIT ?", (*values, size)
         )
 
     def update_tags(

@@ -20,6 +20,7 @@ from storage.query_records import (
     LEASE_COLUMNS,
     Attempt,
     Delivered,
+    DueQueue,
     GivenUp,
     RetryAt,
     lease_from,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Matched,
         Query,
         QueryLease,
+        Turn,
     )
     from storage.requests import Request
 
@@ -55,6 +57,7 @@ class Queries:
         key_id: str,
         text: str,
         callback_url: str,
+        destination: str,
         give_up_after: int | None,
         request: Request | None,
         now: int,
@@ -65,6 +68,7 @@ class Queries:
             key_id: Whose key; the callback is signed with its secrets.
             text: What to match.
             callback_url: Where to deliver.
+            destination: Its scheme, host and port: what it shares turns and breaker with.
             give_up_after: Milliseconds after which a query is given up; None for the
                 schedule's end.
             request: For idempotency, when the caller named the request.
@@ -83,9 +87,13 @@ class Queries:
             if known is not None:
                 return known
             connection.execute(
-                "INSERT INTO query (id, key_id, text, callback_url, state, due_at, give_up_after,"
-                " give_up_at, created_at) VALUES (?1, ?2, ?3, ?4, 'QUEUED', ?5, ?6, ?5 + ?6, ?5)",
-                (new, key_id, text, callback_url, now, give_up_after),
+                "INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", (destination,)
+            )
+            connection.execute(
+                "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
+                " give_up_after, give_up_at, created_at) VALUES (?1, ?2, ?3, ?4,"
+                " (SELECT id FROM destination WHERE name = ?5), 'QUEUED', ?6, ?7, ?6 + ?7, ?6)",
+                (new, key_id, text, callback_url, destination, now, give_up_after),
             )
             requests.remember(connection, request, new)
             return new
@@ -107,10 +115,12 @@ class Queries:
 
     def page(self, *, before: int | None, size: int, state: str | None) -> list[Query]:
         """Return up to *size* queries, newest first, accepted before number *before*."""
+        conditions = {"seq < ?": before, "state = ?": state}
+        given = {sql: value for sql, value in conditions.items() if value is not None}
+        where = f"WHERE {' AND '.join(given)}" if given else ""
         return self._queries(
-            f"SELECT {COLUMNS} FROM query WHERE (?1 IS NULL OR seq < ?1)"
-            " AND (?3 IS NULL OR state = ?3) ORDER BY seq DESC LIMIT ?2",
-            (before, size, state),
+            f"SELECT {COLUMNS} FROM query {where} ORDER BY seq DESC LIMIT ?",
+            (*given.values(), size),
         )
 
     def cancel(self, query_id: str, *, now: int) -> Query:
@@ -158,16 +168,21 @@ class Queries:
         self.changes.publish(query_id)
         return self.get(query_id)
 
-    def lease(self, *, limit: int, now: int) -> list[QueryLease]:
-        """Lease up to *limit* queries that are due, longest due first; counts their attempt."""
+    def lease(self, turns: Sequence[Turn], *, now: int) -> list[QueryLease]:
+        """Lease what is due of the queues whose turn it is, longest due first.
+
+        Counts their attempt. There may be fewer than a turn allows.
+        """
 
         def operation(connection: Connection) -> list[QueryLease]:
-            due = connection.execute(
-                "SELECT seq FROM query WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?", (now, limit)
-            ).fetchall()
             return [
                 lease_from(row)
-                for (seq,) in due
+                for turn in turns
+                for (seq,) in connection.execute(
+                    "SELECT seq FROM query WHERE destination_id = ? AND (attempt > cycle_start) = ?"
+                    " AND due_at <= ? ORDER BY due_at, seq LIMIT ?",
+                    (turn.destination, turn.retries, now, turn.count),
+                ).fetchall()
                 for row in connection.execute(
                     "UPDATE query SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
                     f" WHERE seq = ? RETURNING {LEASE_COLUMNS}",
@@ -177,10 +192,27 @@ class Queries:
 
         return self._database.write(operation)
 
-    def next_due_at(self) -> int | None:
-        """Return when the next query is due; None when none waits."""
-        due_at = self._database.read("SELECT min(due_at) FROM query WHERE due_at IS NOT NULL")[0][0]
-        return None if due_at is None else int(due_at)
+    def waiting(self) -> list[DueQueue]:
+        """Return every queue in which queries wait, now or for later."""
+        # From each destination to the next one that has any: one step a destination, however
+        # many queries wait.
+        rows = self._database.read(
+            "WITH RECURSIVE waiting(id) AS ("
+            "  SELECT min(destination_id) FROM query WHERE due_at IS NOT NULL"
+            "  UNION ALL"
+            "  SELECT (SELECT min(destination_id) FROM query"
+            "          WHERE due_at IS NOT NULL AND destination_id > waiting.id)"
+            "  FROM waiting WHERE waiting.id IS NOT NULL)"
+            " SELECT waiting.id, queue.retries, (SELECT min(due_at) FROM query"
+            "   WHERE due_at IS NOT NULL AND destination_id = waiting.id"
+            "   AND (attempt > cycle_start) = queue.retries) AS head"
+            " FROM waiting, (SELECT 0 AS retries UNION ALL SELECT 1) AS queue"
+            " WHERE waiting.id IS NOT NULL AND head IS NOT NULL"
+        )
+        return [
+            DueQueue(destination=destination, retries=bool(retries), due_at=due_at)
+            for destination, retries, due_at in rows
+        ]
 
     def record_match(self, lease: QueryLease, matched: Matched) -> bool:
         """Fix what every attempt will deliver. False when the lease was lost."""

@@ -17,7 +17,7 @@ COLUMNS: Final = (
 )
 #: The columns that `lease_from` takes, in its order.
 LEASE_COLUMNS: Final = (
-    "seq, id, key_id, text, callback_url, lemmas, match_image_id, match_score, match_tags,"
+    "seq, id, key_id, text, callback_url, destination_id, lemmas, match_image_id, match_score, match_tags,"
     " matched_at, attempt, cycle_start, give_up_at"
 )
 
@@ -92,6 +92,7 @@ class QueryLease:
     key_id: str
     text: str
     callback_url: str
+    destination: int
     #: None until matching has been recorded.
     matched: Matched | None
     #: From 1 over the query's whole life, counted when leased; never used twice.
@@ -99,6 +100,31 @@ class QueryLease:
     #: From 1 since the query was submitted or redelivered: its place in the schedule.
     attempt_of_cycle: int
     give_up_at: int | None
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether the query was tried before in this cycle: from which queue it came."""
+        return self.attempt_of_cycle > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueQueue:
+    """The queries of one destination that wait in one of its two queues."""
+
+    destination: int
+    #: False: queries that were never tried; True: those that failed before.
+    retries: bool
+    #: When the one that waits longest became, or becomes, due.
+    due_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """So many queries of one of a destination's queues may be attempted now."""
+
+    destination: int
+    retries: bool
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,14 +170,15 @@ def query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
 
 def lease_from(row: Any) -> QueryLease:
     """Return the lease of a *row* of LEASE_COLUMNS."""
-    seq, id_, key_id, text, url, lemmas, image_id, score, tags, matched_at, *rest = row
-    attempt, cycle_start, give_up_at = rest
+    seq, id_, key_id, text, url, destination, *rest = row
+    lemmas, image_id, score, tags, matched_at, attempt, cycle_start, give_up_at = rest
     return QueryLease(
         seq=seq,
         id=id_,
         key_id=key_id,
         text=text,
         callback_url=url,
+        destination=destination,
         matched=_matched_from(lemmas, image_id, score, tags, matched_at),
         attempt=attempt,
         attempt_of_cycle=attempt - cycle_start,

@@ -137,7 +137,18 @@ def m0003_images(db: Database) -> None:
 
 @migrations()
 def m0004_queries(db: Database) -> None:
-    """Queries and every attempt to call back about them."""
+    """Queries, every attempt to call back about them, and what is called back."""
+    # Scheme, host and port: what fails together. The breaker outlives restarts.
+    db.execute("""
+        CREATE TABLE destination (
+            id       INTEGER PRIMARY KEY AUTOINCREMENT,
+            name     TEXT NOT NULL UNIQUE,
+            state    TEXT NOT NULL DEFAULT 'CLOSED'
+                     CHECK (state IN ('CLOSED', 'OPEN', 'RECOVERING')),
+            probe_at INTEGER NOT NULL DEFAULT 0,
+            openings INTEGER NOT NULL DEFAULT 0
+        ) STRICT
+    """)
     db.execute("""
         CREATE TABLE query (
             seq             INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -145,6 +156,7 @@ def m0004_queries(db: Database) -> None:
             key_id          TEXT NOT NULL REFERENCES api_key(id),
             text            TEXT NOT NULL,
             callback_url    TEXT NOT NULL,
+            destination_id  INTEGER NOT NULL REFERENCES destination(id),
             state           TEXT NOT NULL CHECK (
                 state IN ('QUEUED', 'DELIVERING', 'DELIVERED', 'FAILED', 'CANCELLED')),
             lemmas          TEXT CHECK (lemmas IS NULL OR json_valid(lemmas)),
@@ -170,7 +182,11 @@ def m0004_queries(db: Database) -> None:
                    END)
         ) STRICT
     """)
-    db.execute("CREATE INDEX query_due ON query(due_at, seq) WHERE due_at IS NOT NULL")
+    # Each destination has two queues: first attempts, and retries.
+    db.execute(
+        "CREATE INDEX query_due ON query(destination_id, (attempt > cycle_start), due_at, seq)"
+        " WHERE due_at IS NOT NULL"
+    )
     db.execute("CREATE INDEX query_leased ON query(seq) WHERE leased_at IS NOT NULL")
     db.execute("CREATE INDEX query_state ON query(state, seq)")
     db.execute("""

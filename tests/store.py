@@ -6,9 +6,10 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from storage.api_keys import SCOPES, ApiKeys
+from storage.breakers import Breakers
 from storage.images import Images, NewImage, TagsFound
 from storage.queries import Queries
-from storage.query_records import Attempt
+from storage.query_records import Attempt, Turn
 from storage.requests import Request
 from storage.tags import Tags
 from tests.fakes import START
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
     from storage.database import Database
     from storage.images import Image
-    from storage.query_records import Query
+    from storage.query_records import Query, QueryLease
 
 #: A signing secret: 24 zero bytes.
 SECRET = "whsec_" + 32 * "A"
 #: Where queries of tests ask to be called back.
 CALLBACK_URL = "https://receiver.test/hook"
+DESTINATION = "https://receiver.test:443"
 
 
 class Store:
@@ -35,6 +37,7 @@ class Store:
         self.tags = Tags(database)
         self.queries = Queries(database)
         self.api_keys = ApiKeys(database)
+        self.breakers = Breakers(database)
 
     def key(self, name: str = "tests", *, secret: str = SECRET) -> str:
         """Return the id of the API key *name*, made when it is asked for the first time."""
@@ -71,6 +74,7 @@ class Store:
         text: str = "dog",
         *,
         url: str = CALLBACK_URL,
+        destination: str = DESTINATION,
         give_up_after: int | None = None,
         now: int = START,
     ) -> Query:
@@ -79,11 +83,28 @@ class Store:
             key_id=self.key(),
             text=text,
             callback_url=url,
+            destination=destination,
             give_up_after=give_up_after,
             request=None,
             now=now,
         )
         return query
+
+    def lease(self, *, limit: int, now: int = START) -> list[QueryLease]:
+        """Lease up to *limit* due queries, whosever turn it is: longest due first."""
+        leases: list[QueryLease] = []
+        for queue in sorted(self.queries.waiting(), key=lambda queue: queue.due_at):
+            turn = Turn(
+                destination=queue.destination,
+                retries=queue.retries,
+                count=limit - len(leases),
+            )
+            leases += self.queries.lease([turn], now=now)
+        return leases
+
+    def next_due_at(self) -> int | None:
+        """Return when the next query is due."""
+        return min((queue.due_at for queue in self.queries.waiting()), default=None)
 
     def request(self, name: str = "r1", *, of: bytes = b"x", key: str = "tests") -> Request:
         """Return a request that its caller named."""

@@ -14,16 +14,14 @@ from dispatcher.destinations import (
     FAILURES_IN_A_ROW,
     FEWEST_IN_WINDOW,
     MOST_AT_ONCE,
-    Breaker,
     Destinations,
-    DueQueue,
 )
+from storage.breakers import Breaker
+from storage.query_records import DueQueue
 
 if TYPE_CHECKING:
     from dispatcher.deliverer import Outcome
-    from dispatcher.destinations import (
-        Turn,
-    )
+    from storage.query_records import Turn
 
 NOW = 1_000_000
 
@@ -230,6 +228,16 @@ def test_a_breaker_outlives_a_restart() -> None:
 
     assert [] == known.take_turns([first(1)], free=16, now=NOW)
     assert {1: 1} == counts(known.take_turns([first(1)], free=16, now=NOW + 60_000))
+
+
+def test_what_an_operator_closed_is_open_to_all_again() -> None:
+    known = destinations()
+    fail(known, FAILURES_IN_A_ROW)
+
+    known.close_all_but([])
+
+    assert not known.any_broken
+    assert {1: MOST_AT_ONCE} == counts(known.take_turns([first(1)], free=16, now=NOW))
 
 
 def test_an_attempt_that_was_not_made_teaches_nothing() -> None:

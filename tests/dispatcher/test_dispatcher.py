@@ -84,6 +84,7 @@ class Bench:
                 tags=self.store.tags,
                 queries=self.store.queries,
                 api_keys=self.store.api_keys,
+                breakers=self.store.breakers,
                 lemmatizer=cast("Lemmatizer", FakeLemmatizer()),
                 tagger=self.tagger if tagger else None,
                 deliverer=self.deliverer,
@@ -156,7 +157,7 @@ def test_leases_of_a_process_that_died_are_taken_up(tmp_path: Path) -> None:
         image = dead.add_image(b"dog", tag_it=True)
         query = dead.submit("cat")
         dead.images.lease_for_tagging(limit=1, now=START)
-        dead.queries.lease(limit=1, now=START)
+        dead.lease(limit=1, now=START)
     with closing(Database.own(tmp_path)) as database:
         bench = Bench(database)
         dispatcher = bench.make()
@@ -175,7 +176,7 @@ def test_a_query_that_killed_the_process_in_every_attempt_is_not_tried_again(
     bench: Bench,
 ) -> None:
     query = bench.store.submit("dog")
-    bench.store.queries.lease(limit=1, now=START)
+    bench.store.lease(limit=1, now=START)
     bench.store.database.write(
         lambda connection: connection.execute("UPDATE query SET attempt = 10").rowcount
     )

@@ -90,7 +90,7 @@ def _unsent(service: Service, path: str, leave: threading.Event, **options: Any)
         yield from ()
 
     call: Any = service.channel.stream_unary(path)
-    return call.future(requests(), timeout=20, **options)
+    return call.future(requests(), **options)
 
 
 def _echo_of(call: Any) -> str:

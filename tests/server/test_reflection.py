@@ -65,6 +65,25 @@ def test_all_services_are_listed(service: Service, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICE_NAMES)
+def test_every_listed_service_is_described(service: Service, name: str) -> None:
+    (listing,) = _ask(service, name, reflection_pb2.ServerReflectionRequest(list_services="*"))
+    listed = [each.name for each in listing.list_services_response.service]
+
+    answers = _ask(
+        service,
+        name,
+        *(reflection_pb2.ServerReflectionRequest(file_containing_symbol=each) for each in listed),
+    )
+
+    assert listed == [
+        f"{file.package}.{described.name}"
+        for answer in answers
+        for file in list(_files_of(answer).values())[:1]
+        for described in file.service
+    ]
+
+
+@pytest.mark.parametrize("name", SERVICE_NAMES)
 @pytest.mark.parametrize("symbol", list(_symbols()))
 def test_symbols_are_described_with_all_that_they_need(
     service: Service, name: str, symbol: str

@@ -19,6 +19,7 @@ from server.interceptors import CALLER, Caller
 from server.paging import Paging
 from server.service import ImageService
 from storage.api_keys import SCOPES, ApiKeys
+from storage.breakers import Breakers
 from storage.errors import ImageNotFoundError, QueryNotFoundError
 from storage.images import Images
 from storage.queries import Queries
@@ -73,6 +74,7 @@ class Stage:
             tags=Tags(database),
             queries=self.queries,
             api_keys=api_keys,
+            breakers=Breakers(database),
             lemmatizer=lemmatizer,
             tagger=tagger,
             deliverer=self.deliverer,
@@ -194,8 +196,9 @@ def test_an_upload_stops_waiting_when_the_server_stops(
 
 
 def test_an_upload_stops_waiting_when_its_caller_leaves(
-    database: Database, lemmatizer: Lemmatizer
+    database: Database, lemmatizer: Lemmatizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("server.service._LONGEST_WAIT", 1000.0)
     asked, answer = threading.Event(), threading.Event()
 
     def look(_: bytes) -> Any:

@@ -191,7 +191,7 @@ def test_callers_who_leave_make_room_for_others(clarifai: CountingClarifai, tmp_
             )
             for seed in range(40)  # more than there are threads for uploads
         ]
-        clarifai.arrived.wait()
+        wait_until(lambda: 16 == len(service.app._images.changes._watchers))
         for call in calls:
             call.cancel()
 

@@ -1,91 +1,33 @@
-"""The file, its one writer, and what happens when either is in trouble."""
+"""The one writer and the readers, and what happens when either is in trouble."""
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pysqlite3 import dbapi2 as sqlite3
 
-from storage import schema
 from storage.database import Database, _commit, _Operation
-from storage.errors import StorageBusyError, StorageError, StorageFullError, UnusableDatabaseError
+from storage.errors import StorageBusyError, StorageError, StorageFullError
+from tests.storage.writing import (
+    PATIENCE,
+    ask,
+    busy_writer,
+    fail,
+    insert,
+    names,
+    settle,
+    transactions,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from storage.database import Connection
-
-#: Long enough for a busy machine; only a failing test waits for it.
-PATIENCE = 60.0
-
-
-def insert(name: str, value: bytes = b"") -> Callable[[Connection], int]:
-    """Return an operation that leaves a row behind."""
-    return lambda connection: int(
-        connection.execute(
-            "INSERT INTO setting (name, value) VALUES (?, ?)", (name, value)
-        ).rowcount
-    )
-
-
-def names(database: Database) -> list[str]:
-    """Return what those operations left."""
-    return [name for (name,) in database.read("SELECT name FROM setting ORDER BY name")]
-
-
-def fail(connection: Connection) -> None:
-    """Be an operation that has second thoughts."""
-    insert("undone")(connection)
-    msg = "second thoughts"
-    raise ValueError(msg)
-
-
-def ask(database: Database, operation: Callable[[Connection], Any], size: int = 0) -> Future[Any]:
-    """Put an operation where `write` does, without waiting for it."""
-    done: Future[Any] = Future()
-    database._operations.put(_Operation(operation, size, done))
-    return done
-
-
-@contextmanager
-def busy_writer(database: Database) -> Iterator[list[str]]:
-    """Keep the writer from everything until the block ends; yield what it runs from then on."""
-    statements: list[str] = []
-    entered, leave = threading.Event(), threading.Event()
-
-    def wait(connection: Connection) -> None:
-        connection.set_trace_callback(statements.append)
-        entered.set()
-        leave.wait(PATIENCE)
-        statements.clear()
-
-    done = ask(database, wait)
-    assert entered.wait(PATIENCE)
-    try:
-        yield statements
-    finally:
-        leave.set()
-    done.result(PATIENCE)
-
-
-def transactions(statements: list[str]) -> list[int]:
-    """Return how many operations each transaction had."""
-    text = " ".join(
-        statement for statement in statements if statement.startswith(("BEGIN", "SAVEPOINT"))
-    )
-    return [part.count("SAVEPOINT") for part in text.split("BEGIN IMMEDIATE")[1:]]
-
-
-def settle(futures: list[Future[Any]]) -> list[Any]:
-    """Wait for all; return results and exceptions."""
-    return [future.exception(PATIENCE) or future.result() for future in futures]
 
 
 def test_operations_that_wait_together_share_a_transaction(database: Database) -> None:
@@ -247,30 +189,6 @@ def test_reading_never_pins_the_log(database: Database) -> None:
 
     # Not busy, nothing left in the log, nothing left to copy.
     assert (0, 0, 0) == checkpoint
-
-
-def test_only_the_owner_of_the_files_can_read_them(tmp_path: Path) -> None:
-    old = os.umask(0)
-    try:
-        database = Database.own(tmp_path / "data")
-        database.write(insert("a"))
-        modes = {path.name: path.stat().st_mode & 0o777 for path in database.folder.iterdir()}
-        folder = database.folder.stat().st_mode & 0o777
-        database.close()
-    finally:
-        os.umask(old)
-
-    assert 0o700 == folder
-    assert dict.fromkeys(("lock", "picback.db", "picback.db-wal", "picback.db-shm"), 0o600) == modes
-
-
-def test_a_file_that_others_can_read_is_closed_to_them_at_start(tmp_path: Path) -> None:
-    Database.own(tmp_path).close()
-    file = tmp_path / "picback.db"
-    file.chmod(0o644)
-    Database.own(tmp_path).close()
-
-    assert 0o600 == file.stat().st_mode & 0o777
 
 
 def test_closing_leaves_one_file_and_no_log(tmp_path: Path) -> None:
@@ -444,122 +362,3 @@ def test_a_lock_that_is_let_go_in_time_is_waited_for(database: Database) -> None
         stored = asked.result(PATIENCE)
 
     assert 1 == stored
-
-
-@pytest.mark.parametrize("before", [None, b""], ids=["no file", "an empty file"])
-def test_a_database_is_made_from_nothing(tmp_path: Path, before: bytes | None) -> None:
-    if before is not None:
-        (tmp_path / "picback.db").write_bytes(before)
-    with closing(Database.own(tmp_path)) as database:
-        header = [
-            database.read(f"PRAGMA {name}")[0][0] for name in ("application_id", "user_version")
-        ]
-
-        assert [schema.APPLICATION_ID, schema.version()] == header
-        assert 1 == database.write(insert("a"))
-
-
-def test_opening_again_changes_neither_schema_nor_rows(tmp_path: Path) -> None:
-    def schema_of(database: Database) -> list[Any]:
-        return database.read("SELECT type, name, sql FROM sqlite_schema ORDER BY name")
-
-    with closing(Database.own(tmp_path)) as database:
-        database.write(insert("a"))
-        made = schema_of(database)
-    with closing(Database.own(tmp_path)) as database:
-        assert made == schema_of(database)
-        assert ["a"] == names(database)
-
-
-def test_a_start_that_died_before_the_version_was_written_is_finished(tmp_path: Path) -> None:
-    with closing(Database.own(tmp_path)) as database:
-        database.write(insert("a"))
-        database.write(lambda connection: connection.execute("PRAGMA user_version=0").fetchall())
-    with closing(Database.own(tmp_path)) as database:
-        assert schema.version() == database.read("PRAGMA user_version")[0][0]
-        assert ["a"] == names(database)
-
-
-def _foreign(file: Path) -> None:
-    with closing(sqlite3.connect(file)) as other:
-        other.execute("CREATE TABLE mine (a)")
-        other.commit()
-
-
-def _foreign_of_the_same_version(file: Path) -> None:
-    _foreign(file)
-    with closing(sqlite3.connect(file)) as other:
-        other.execute(f"PRAGMA user_version={schema.version()}")
-
-
-def _newer(file: Path) -> None:
-    Database.own(file.parent).close()
-    with closing(sqlite3.connect(file)) as other:
-        other.execute(f"PRAGMA user_version={schema.version() + 1}")
-
-
-def _no_database(file: Path) -> None:
-    file.write_bytes(b"just some text, " * 1000)
-
-
-@pytest.mark.parametrize(
-    "make", [_foreign, _foreign_of_the_same_version, _newer, _no_database], ids=lambda f: f.__name__
-)
-def test_another_kind_of_file_is_refused_and_left_as_it_was(
-    tmp_path: Path, make: Callable[[Path], None]
-) -> None:
-    file = tmp_path / "picback.db"
-    make(file)
-    before = file.read_bytes()
-
-    for open_ in (Database.own, Database.own, Database.beside):  # twice: the lock was given back
-        with pytest.raises(UnusableDatabaseError):
-            open_(tmp_path)
-    assert before == file.read_bytes()
-
-
-def _half_migrated_by_hand(file: Path) -> None:
-    Database.own(file.parent).close()
-    with closing(sqlite3.connect(file)) as other:
-        other.execute("DROP TABLE _sqlite_migrations")
-        other.commit()
-
-
-@pytest.mark.parametrize(
-    ("make", "open_"),
-    [
-        (_foreign, Database.own),
-        (_newer, Database.own),
-        (_no_database, Database.own),
-        (_half_migrated_by_hand, Database.own),
-        (_foreign, Database.beside),
-        (_no_database, Database.beside),
-    ],
-)
-def test_a_refused_file_is_not_kept_open(
-    tmp_path: Path, make: Callable[[Path], None], open_: Callable[[Path], Database]
-) -> None:
-    make(tmp_path / "picback.db")
-    before = os.listdir("/dev/fd")
-    with pytest.raises(StorageError) as refused:
-        open_(tmp_path)
-
-    assert before == os.listdir("/dev/fd")
-    assert refused.value.__traceback__ is not None  # which keeps all that was not closed
-
-
-def test_a_sqlite_that_can_corrupt_databases_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 2))
-
-    with pytest.raises(UnusableDatabaseError):
-        Database.own(tmp_path)
-    assert [] == list(tmp_path.iterdir())
-
-
-def test_a_folder_that_cannot_be_used_is_told_by_name(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(b"a file where the folder should be")
-
-    with pytest.raises(StorageError, match="data: File exists"):
-        Database.own(tmp_path / "data")

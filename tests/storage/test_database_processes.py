@@ -11,7 +11,7 @@ import pytest
 from pysqlite3 import dbapi2 as sqlite3
 
 from storage.database import Database
-from storage.errors import FolderInUseError, UnusableDatabaseError
+from storage.errors import FolderInUseError, StorageError, UnusableDatabaseError
 from storage.queries import Queries
 from tests.store import Store
 
@@ -73,6 +73,19 @@ def test_a_closed_database_frees_its_folder(tmp_path: Path) -> None:
 
     with closing(Database.beside(tmp_path)) as beside:
         assert not beside.is_served()
+
+
+def test_a_lock_that_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
+    Database.own(tmp_path).close()
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").mkdir()
+
+    beside = Database.beside(tmp_path)
+    with pytest.raises(StorageError, match="lock: Is a directory"):
+        beside.is_served()
+    beside.close()
+    with pytest.raises(StorageError, match="lock: Is a directory"):
+        Database.own(tmp_path)
 
 
 def test_a_command_reads_and_writes_beside_a_server(tmp_path: Path) -> None:
@@ -156,6 +169,7 @@ def test_an_operation_that_raises_beside_a_server_undoes_itself(store: Store) ->
                 key_id=key_id,
                 text="\udc80",
                 callback_url="",
+                destination="http://receiver:80",
                 give_up_after=None,
                 request=None,
                 now=0,

@@ -48,6 +48,7 @@ def _recorded(
                     key_id=key.id,
                     text="dog",
                     callback_url="http://receiver/",
+                    destination="http://receiver:80",
                     give_up_after=None,
                     request=None,
                     now=number,

@@ -5,54 +5,18 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from storage.errors import (
-    QueryNotFoundError,
-    RequestIdReusedError,
-    StateConflictError,
-    StorageError,
-)
-from storage.query_records import Delivered, GivenUp, Match, Matched, MatchedTag, RetryAt
+from storage.errors import QueryNotFoundError, RequestIdReusedError, StorageError
+from storage.query_records import Delivered, RetryAt
 from tests.fakes import START
+from tests.storage.querying import GIVEN_UP, MATCHED, UNMATCHED, lease_one, settled
 from tests.store import CALLBACK_URL, attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from storage.query_records import Query, QueryLease
+    from storage.query_records import Matched, Query
     from storage.requests import Request
     from tests.store import Store
 
 ID_THAT_IS_NONE: Final = "qry_00000000000000000000000000"
-UNMATCHED: Final = Matched(lemmas=("dog",), match=None, at=START)
-MATCHED: Final = Matched(
-    lemmas=("hot", "dog", "é\u2028"),
-    match=Match(
-        image_id="img_1",
-        score=2_000_001,
-        tags=(
-            MatchedTag(name="dog", lemma="dog", confidence=1_000_000),
-            MatchedTag(name="hot dogs", lemma="hot dog", confidence=1_000_000),
-            MatchedTag(name="é", lemma="é\u2028", confidence=1),
-        ),
-    ),
-    at=START + 3,
-)
-GIVEN_UP: Final = GivenUp(reason="ATTEMPTS_EXHAUSTED", message="It was the last.")
-
-
-def lease_one(store: Store, *, now: int = START) -> QueryLease:
-    (lease,) = store.queries.lease(limit=1, now=now)
-    return lease
-
-
-def settled(store: Store, outcome: Delivered | RetryAt | GivenUp, *, matched: bool = True) -> Query:
-    """Return a query that was leased and settled once."""
-    store.submit()
-    lease = lease_one(store)
-    if matched:
-        assert store.queries.record_match(lease, UNMATCHED)
-    assert store.queries.settle(lease, attempt(lease.attempt), outcome, now=START + 50)
-    return store.queries.get(lease.id)
 
 
 def test_an_accepted_query_is_due_at_once(store: Store) -> None:
@@ -70,7 +34,7 @@ def test_an_accepted_query_is_due_at_once(store: Store) -> None:
     )
     assert query.matched is None
     assert query.id.startswith("qry_")
-    assert START == store.queries.next_due_at()
+    assert START == store.next_due_at()
 
 
 def test_a_query_of_an_unknown_key_is_refused(store: Store) -> None:
@@ -79,6 +43,7 @@ def test_a_query_of_an_unknown_key_is_refused(store: Store) -> None:
             key_id="key_0",
             text="dog",
             callback_url="",
+            destination="http://receiver:80",
             give_up_after=None,
             request=None,
             now=START,
@@ -92,6 +57,7 @@ def submit(store: Store, request: Request, text: str = "dog") -> tuple[Query, bo
         key_id=request.key_id,
         text=text,
         callback_url=CALLBACK_URL,
+        destination="http://receiver:80",
         give_up_after=None,
         request=request,
         now=START,
@@ -113,7 +79,7 @@ def test_a_repeated_request_tells_how_its_query_stands_now(store: Store) -> None
     store.queries.settle(lease_one(store), attempt(1), Delivered(), now=START)
 
     assert "DELIVERED" == submit(store, request)[0].state
-    assert store.queries.next_due_at() is None
+    assert store.next_due_at() is None
 
 
 def test_a_request_id_of_another_request_is_refused(store: Store) -> None:
@@ -153,21 +119,21 @@ def test_queries_are_leased_longest_due_first_and_only_when_due(store: Store) ->
         store.submit(f"{due}", now=START + due)
 
     def leased(limit: int, now: int) -> list[str]:
-        return [lease.text for lease in store.queries.lease(limit=limit, now=START + now)]
+        return [lease.text for lease in store.lease(limit=limit, now=START + now)]
 
     assert [] == leased(9, 0)
     assert ["1"] == leased(1, 2)
-    assert START + 2 == store.queries.next_due_at()
+    assert START + 2 == store.next_due_at()
     assert ["2", "3"] == leased(9, 3)
     assert [] == leased(9, 3)
-    assert store.queries.next_due_at() is None
+    assert store.next_due_at() is None
 
 
 def test_queries_due_at_the_same_time_are_leased_in_the_order_they_came(store: Store) -> None:
     for number in range(4):
         store.submit(f"{number}")
 
-    assert ["0", "1", "2"] == [lease.text for lease in store.queries.lease(limit=3, now=START)]
+    assert ["0", "1", "2"] == [lease.text for lease in store.lease(limit=3, now=START)]
 
 
 def test_a_lease_brings_all_that_the_work_needs(store: Store) -> None:
@@ -234,7 +200,7 @@ def test_a_query_to_be_tried_again_is_due_then(store: Store) -> None:
     query = settled(store, RetryAt(due_at=START + 5000))
 
     assert ("DELIVERING", START + 5000, None) == (query.state, query.due_at, query.ended_at)
-    assert [] == store.queries.lease(limit=1, now=START + 4999)
+    assert [] == store.lease(limit=1, now=START + 4999)
     lease = lease_one(store, now=START + 5000)
     assert (2, 2) == (lease.attempt, lease.attempt_of_cycle)
 
@@ -278,189 +244,6 @@ def test_a_lease_settles_once(store: Store) -> None:
     assert not store.queries.record_match(lease, MATCHED)
     assert "QUEUED" == store.queries.get(query.id).state
     assert 1 == store.count("attempt")
-
-
-@pytest.mark.parametrize("outcome", [Delivered(), RetryAt(due_at=START + 1), GIVEN_UP])
-def test_who_works_on_a_query_that_is_cancelled_changes_nothing(
-    store: Store, outcome: Delivered | RetryAt | GivenUp
-) -> None:
-    query = store.submit()
-    lease = lease_one(store)
-    cancelled = store.queries.cancel(query.id, now=START + 1)
-
-    assert ("CANCELLED", START + 1) == (cancelled.state, cancelled.ended_at)
-    assert not store.queries.record_match(lease, MATCHED)
-    assert not store.queries.settle(lease, attempt(1), outcome, now=START + 2)
-    assert cancelled == store.queries.get(query.id)
-    assert 0 == store.count("attempt")
-
-
-def test_a_waiting_query_that_is_cancelled_is_not_leased(store: Store) -> None:
-    query = store.submit()
-    store.queries.cancel(query.id, now=START)
-
-    assert [] == store.queries.lease(limit=1, now=START)
-    assert store.queries.next_due_at() is None
-
-
-def test_cancelling_again_changes_nothing(store: Store) -> None:
-    query = store.submit()
-    first = store.queries.cancel(query.id, now=START + 1)
-
-    assert first == store.queries.cancel(query.id, now=START + 2)
-
-
-@pytest.mark.parametrize(("outcome", "state"), [(Delivered(), "DELIVERED"), (GIVEN_UP, "FAILED")])
-def test_a_query_that_ended_cannot_be_cancelled(
-    store: Store, outcome: Delivered | GivenUp, state: str
-) -> None:
-    query = settled(store, outcome)
-    with pytest.raises(StateConflictError) as refused:
-        store.queries.cancel(query.id, now=START)
-
-    assert state == refused.value.state
-    assert query == store.queries.get(query.id)
-
-
-def test_a_query_under_way_cannot_be_redelivered(store: Store) -> None:
-    query = store.submit()
-
-    def refusal() -> str:
-        before = store.queries.get(query.id)
-        with pytest.raises(StateConflictError) as refused:
-            store.queries.redeliver(query.id, now=START + 9)
-        assert before == store.queries.get(query.id)
-        return refused.value.state
-
-    waiting = refusal()
-    lease = lease_one(store)
-    leased = refusal()
-    store.queries.record_match(lease, UNMATCHED)
-    delivering = refusal()
-
-    assert ("QUEUED", "QUEUED", "DELIVERING") == (waiting, leased, delivering)
-
-
-def cancel(store: Store) -> Query:
-    return store.queries.cancel(store.submit().id, now=START)
-
-
-@pytest.mark.parametrize(
-    ("end", "state"),
-    [
-        (lambda store: settled(store, Delivered()), "DELIVERING"),
-        (lambda store: settled(store, GIVEN_UP), "DELIVERING"),
-        # It never got as far as matching.
-        (lambda store: settled(store, GIVEN_UP, matched=False), "QUEUED"),
-        (cancel, "QUEUED"),
-    ],
-    ids=["delivered", "failed", "failed unmatched", "cancelled"],
-)
-def test_redelivering_starts_the_schedule_anew_and_goes_on_counting(
-    store: Store, end: Callable[[Store], Query], state: str
-) -> None:
-    ended = end(store)
-    again = store.queries.redeliver(ended.id, now=START + 100)
-
-    assert (state, START + 100, None, None, None) == (
-        again.state,
-        again.due_at,
-        again.ended_at,
-        again.failure_reason,
-        again.failure_message,
-    )
-    assert (ended.matched, ended.attempts) == (again.matched, again.attempts)
-    lease = lease_one(store, now=START + 100)
-    assert (len(ended.attempts) + 1, 1) == (lease.attempt, lease.attempt_of_cycle)
-
-
-def test_a_lease_from_before_a_redelivery_settles_nothing(store: Store) -> None:
-    query = store.submit()
-    old = lease_one(store)
-    store.queries.cancel(query.id, now=START)
-    store.queries.redeliver(query.id, now=START)
-
-    assert not store.queries.settle(old, attempt(1), Delivered(), now=START)  # while it waits
-
-    new = lease_one(store)
-
-    assert not store.queries.settle(old, attempt(1), Delivered(), now=START)  # while another works
-    assert not store.queries.record_match(old, MATCHED)
-    assert store.queries.settle(new, attempt(2), Delivered(), now=START)
-    assert [2] == [made.number for made in store.queries.get(query.id).attempts]
-
-
-def test_giving_up_is_counted_from_submission_and_again_from_redelivery(store: Store) -> None:
-    query = store.submit(give_up_after=60_000)
-    lease = lease_one(store)
-    store.queries.settle(lease, attempt(1), GIVEN_UP, now=START)
-    store.queries.redeliver(query.id, now=START + 500)
-
-    assert START + 60_000 == lease.give_up_at
-    assert START + 60_500 == lease_one(store, now=START + 500).give_up_at
-
-
-def test_a_query_without_a_limit_is_never_given_up_by_time(store: Store) -> None:
-    store.submit()
-
-    assert lease_one(store).give_up_at is None
-
-
-def test_leases_of_a_process_that_died_are_due_and_their_attempts_are_on_record(
-    store: Store,
-) -> None:
-    waiting, working = store.submit("waits", now=START + 900), store.submit("works")
-    lease = lease_one(store)
-    voided = store.queries.void_leases(max_attempts=3, now=START + 250)
-
-    assert 1 == voided
-    assert waiting == store.queries.get(waiting.id)
-    found = store.queries.get(working.id)
-    assert ("QUEUED", START + 250) == (found.state, found.due_at)
-    assert [(1, START, 250, 0, "INTERRUPTED")] == [
-        (made.number, made.started_at, made.latency_ms, made.http_status, made.failure_reason)
-        for made in found.attempts
-    ]
-    assert not store.queries.settle(lease, attempt(1), Delivered(), now=START)
-    assert 0 == store.queries.void_leases(max_attempts=3, now=START + 251)
-
-
-def test_a_clock_that_went_backwards_makes_no_negative_latency(store: Store) -> None:
-    store.submit()
-    lease = lease_one(store)
-    store.queries.void_leases(max_attempts=3, now=START - 1000)
-
-    assert [0] == [made.latency_ms for made in store.queries.get(lease.id).attempts]
-
-
-def test_a_query_that_takes_the_server_down_each_time_is_given_up_at_the_cap(
-    store: Store,
-) -> None:
-    query = store.submit()
-    states = []
-    for _ in range(3):
-        lease_one(store)
-        store.queries.void_leases(max_attempts=3, now=START)
-        states.append(store.queries.get(query.id).state)
-    found = store.queries.get(query.id)
-
-    assert ["QUEUED", "QUEUED", "FAILED"] == states
-    assert ("ATTEMPTS_EXHAUSTED", START) == (found.failure_reason, found.ended_at)
-    assert ["INTERRUPTED"] * 3 == [made.failure_reason for made in found.attempts]
-
-
-def test_the_cap_counts_from_the_redelivery(store: Store) -> None:
-    query = settled(store, GIVEN_UP)
-    store.queries.redeliver(query.id, now=START)
-    lease_one(store)
-    store.queries.void_leases(max_attempts=2, now=START)
-
-    assert "DELIVERING" == store.queries.get(query.id).state
-
-    lease_one(store)
-    store.queries.void_leases(max_attempts=2, now=START)
-
-    assert "FAILED" == store.queries.get(query.id).state
 
 
 def test_pages_go_from_newest_to_oldest_and_can_be_of_one_state(store: Store) -> None:

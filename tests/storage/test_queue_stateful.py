@@ -101,12 +101,19 @@ class Queue(RuleBasedStateMachine):
     @rule(target=leases, limit=st.integers(1, 4))
     def lease(self, limit: int) -> Any:
         now = self.clock()
-        due = sorted(
-            (query.due_at, query.number, id_)
-            for id_, query in self.expected.items()
-            if query.due_at is not None and query.due_at <= now
-        )[:limit]
-        leased = self.store.queries.lease(limit=limit, now=now)
+        # First attempts and retries wait in queues of their own; the store takes the one
+        # whose head is due first, then the other.
+        queues = [
+            sorted(
+                (query.due_at, query.number, id_)
+                for id_, query in self.expected.items()
+                if query.due_at is not None and (query.of_cycle > 0) == retries
+            )
+            for retries in (False, True)
+        ]
+        in_turn = sorted(filter(None, queues), key=lambda queue: queue[0][0])
+        due = [entry for queue in in_turn for entry in queue if entry[0] <= now][:limit]
+        leased = self.store.lease(limit=limit, now=now)
 
         assert [id_ for *_, id_ in due] == [lease.id for lease in leased]
         for lease in leased:
@@ -231,7 +238,7 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def the_next_due_time_is_the_earliest(self) -> None:
         due = [query.due_at for query in self.expected.values() if query.due_at is not None]
-        assert min(due, default=None) == self.store.queries.next_due_at()
+        assert min(due, default=None) == self.store.next_due_at()
 
     @invariant()
     def no_cycle_has_more_attempts_than_the_cap(self) -> None:

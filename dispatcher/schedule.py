@@ -1,0 +1,81 @@
+"""What is worked on next: due queries of destinations whose turn it is."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dispatcher.deliverer import Outcome
+    from dispatcher.destinations import Destinations
+    from storage.breakers import Breakers
+    from storage.queries import Queries
+    from storage.query_records import QueryLease
+
+logger = logging.getLogger(__name__)
+
+
+class Schedule:
+    """Leases queries by turns, and tells destinations what came of them.
+
+    Safe to use from any thread. *clock* tells the wall-clock time in milliseconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        queries: Queries,
+        breakers: Breakers,
+        destinations: Destinations,
+        clock: Callable[[], int],
+    ) -> None:
+        self._queries = queries
+        self._breakers = breakers
+        self._destinations = destinations
+        self._clock = clock
+
+    def restore(self) -> None:
+        """Take up the breakers that an earlier process left open."""
+        self._destinations.restore(self._breakers.not_closed())
+
+    def next_due_at(self) -> int | None:
+        """Return when a query can next be leased (milliseconds); None until one finishes."""
+        if self._destinations.any_broken:
+            # An operator may have closed one beside us.
+            self._destinations.close_all_but(self._breakers.not_closed())
+        return self._destinations.next_turn_at(self._queries.waiting(), now=self._clock())
+
+    def lease(self, limit: int) -> Sequence[QueryLease]:
+        """Lease at most *limit* due queries; `finished` must be told of each."""
+        now = self._clock()
+        turns = self._destinations.take_turns(self._queries.waiting(), free=limit, now=now)
+        leased: Counter[tuple[int, bool]] = Counter()
+        try:
+            leases = self._queries.lease(turns, now=now)
+            leased.update((lease.destination, lease.is_retry) for lease in leases)
+        finally:
+            for turn in turns:
+                missing = turn.count - leased[turn.destination, turn.retries]
+                self._destinations.not_begun(turn, count=missing)
+        return leases
+
+    def finished(self, lease: QueryLease, outcome: Outcome | None) -> None:
+        """Tell the lease's destination what came of it: an outcome, or None for no attempt."""
+        changed = self._destinations.finished(
+            lease.destination, outcome, retry=lease.is_retry, now=self._clock()
+        )
+        if changed is None:
+            return
+        logger.warning(
+            "destination.breaker",
+            extra={"destination": lease.destination, "state": changed.state, "query": lease.id},
+        )
+        try:
+            self._breakers.save(changed)
+        except StorageError as error:  # it is in memory, and will change again
+            logger.warning("destination.not_saved", extra={"error": str(error)})

@@ -1,0 +1,87 @@
+"""Circuit breakers of destinations, as far as they must outlive a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storage.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """What is known of a destination that is, or lately was, down."""
+
+    destination: int
+    #: "CLOSED", "OPEN" or "RECOVERING".
+    state: str
+    #: When it may be probed again; meaningless while CLOSED.
+    probe_at: int
+    #: How often it has opened since it was last closed: the longer, the longer it waits.
+    openings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A destination as operators see it."""
+
+    #: "scheme://host:port"
+    name: str
+    breaker: Breaker
+    #: Queries that wait to be delivered to it, or are under way.
+    waiting: int
+
+
+class Breakers:
+    """The breakers of a database. Safe to use from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def not_closed(self) -> list[Breaker]:
+        """Return the breakers that are open or recovering."""
+        return [
+            Breaker(destination=id_, state=state, probe_at=probe_at, openings=openings)
+            for id_, state, probe_at, openings in self._database.read(
+                "SELECT id, state, probe_at, openings FROM destination WHERE state <> 'CLOSED'"
+            )
+        ]
+
+    def save(self, breaker: Breaker) -> None:
+        """Keep a breaker's state."""
+        self._database.write(
+            lambda connection: (
+                connection.execute(
+                    "UPDATE destination SET state = ?, probe_at = ?, openings = ? WHERE id = ?",
+                    (breaker.state, breaker.probe_at, breaker.openings, breaker.destination),
+                ).rowcount
+            )
+        )
+
+    def close(self, name: str) -> bool:
+        """Close the breaker of the destination *name*; False when there is none of this name."""
+        closed = self._database.write(
+            lambda connection: (
+                connection.execute(
+                    "UPDATE destination SET state = 'CLOSED', probe_at = 0, openings = 0 WHERE name = ?",
+                    (name,),
+                ).rowcount
+            )
+        )
+        return bool(closed)
+
+    def destinations(self) -> list[Destination]:
+        """Return every destination, those with an open breaker first, then by what waits."""
+        return [
+            Destination(
+                name=name,
+                breaker=Breaker(destination=id_, state=state, probe_at=probe_at, openings=openings),
+                waiting=waiting,
+            )
+            for id_, name, state, probe_at, openings, waiting in self._database.read(
+                "SELECT destination.id, name, destination.state, probe_at, openings, (SELECT count(*)"
+                "  FROM query WHERE destination_id = destination.id AND ended_at IS NULL) AS waiting"
+                " FROM destination ORDER BY destination.state = 'CLOSED', waiting DESC, name"
+            )
+        ]

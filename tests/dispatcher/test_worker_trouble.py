@@ -1,0 +1,191 @@
+"""Leases on queries when the clock, the code, the disk or the receiver is against them."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dispatcher.deliverer import Answered
+from dispatcher.patience import Patience
+from storage.errors import StorageFullError
+from storage.queries import Queries
+from tests.dispatcher.delivering import BROKEN, Bench
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from analysis.lemmas import Term
+    from storage.database import Database
+
+
+@pytest.fixture
+def bench(database: Database) -> Bench:
+    return Bench(database)
+
+
+def test_nothing_is_sent_after_the_callers_interest_has_ended(bench: Bench) -> None:
+    query = bench.store.submit("dog", give_up_after=60_000)
+    bench.clock.advance(60)
+    bench.work()
+    failed = bench.query(query.id)
+
+    assert [] == bench.deliverer.sent
+    assert ("FAILED", "DEADLINE_PASSED", ()) == (
+        failed.state,
+        failed.failure_reason,
+        failed.attempts,
+    )
+
+
+def test_no_attempt_is_planned_for_after_the_callers_interest_has_ended(bench: Bench) -> None:
+    query = bench.store.submit("dog", give_up_after=60_000)
+    bench.deliverer.outcomes = [BROKEN, BROKEN]
+    bench.work()
+    bench.clock.advance(5)
+    bench.work()
+
+    assert 2 == len(bench.deliverer.sent)
+    assert ("FAILED", "DEADLINE_PASSED") == (
+        bench.query(query.id).state,
+        bench.query(query.id).failure_reason,
+    )
+
+
+def test_one_query_in_trouble_does_not_keep_the_others_of_its_batch(bench: Bench) -> None:
+    late = bench.store.submit("dog", give_up_after=1000)
+    crashing = bench.store.submit("dog", url="https://crash.test/")
+    fine = bench.store.submit("dog")
+    bench.clock.advance(1)
+    bench.before_post = crash_once()
+    bench.work()
+
+    assert ["FAILED", "DELIVERING", "DELIVERED"] == [
+        bench.query(query.id).state for query in (late, crashing, fine)
+    ]
+
+
+def crash_once() -> Callable[[], None]:
+    crashes = [RuntimeError("a bug")]
+
+    def crash() -> None:
+        if crashes:
+            raise crashes.pop()
+
+    return crash
+
+
+def test_a_deliverer_that_raises_costs_an_attempt_and_not_the_query(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    query = bench.store.submit("dog")
+    bench.before_post = crash_once()
+    bench.work()
+    interrupted = bench.query(query.id)
+    bench.clock.advance(5)
+    bench.work()
+
+    assert ("DELIVERING", START + 5000) == (interrupted.state, interrupted.due_at)
+    assert [(1, "INTERRUPTED")] == [
+        (made.number, made.failure_reason) for made in interrupted.attempts
+    ]
+    assert "DELIVERED" == bench.query(query.id).state
+    (crash,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "delivery.crashed" == crash.message
+    assert crash.exc_info is not None
+
+
+def test_a_query_that_crashes_every_time_is_given_up_at_the_cap(bench: Bench) -> None:
+    query = bench.store.submit("dog")
+
+    def crash(text: str) -> list[Term]:
+        raise RuntimeError(text)
+
+    bench.lemmatizer.terms = crash  # type: ignore[method-assign]
+    for wait in (0, 5, 300, 86_400):
+        bench.clock.advance(wait)
+        bench.work()
+
+    assert ("FAILED", "ATTEMPTS_EXHAUSTED") == (
+        bench.query(query.id).state,
+        bench.query(query.id).failure_reason,
+    )
+    assert ["INTERRUPTED"] * 3 == [made.failure_reason for made in bench.query(query.id).attempts]
+    assert [] == bench.deliverer.sent
+
+
+class FullDisk(Queries):
+    """Refuses to settle *refusals* times."""
+
+    def __init__(self, database: Database, refusals: int) -> None:
+        super().__init__(database)
+        self.refusals = refusals
+        self.refused = threading.Event()
+
+    def settle(self, *args: Any, **options: Any) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            self.refused.set()
+            msg = "the disk is full"
+            raise StorageFullError(msg)
+        return super().settle(*args, **options)
+
+
+def test_an_outcome_that_cannot_be_recorded_is_recorded_later_and_sent_once(bench: Bench) -> None:
+    query = bench.store.submit("dog")
+    bench.queries = FullDisk(bench.store.database, refusals=3)
+    bench.worker = bench.make_worker()
+    bench.work()
+
+    assert 1 == len(bench.deliverer.sent)
+    assert ("DELIVERED", 1) == (
+        bench.query(query.id).state,
+        len(bench.query(query.id).attempts),
+    )
+
+
+def test_stopping_ends_the_wait_for_storage_and_leaves_the_query_to_the_next_start(
+    bench: Bench,
+) -> None:
+    query = bench.store.submit("dog")
+    bench.queries = full_disk = FullDisk(bench.store.database, refusals=10**9)
+    bench.patience = Patience(pause=3600)
+    bench.worker = bench.make_worker()
+    working = threading.Thread(target=bench.work)
+    working.start()
+    full_disk.refused.wait()
+    bench.patience.stop()
+    working.join()
+    bench.store.queries.void_leases(max_attempts=3, now=bench.clock())
+
+    assert ("DELIVERING", START) == (bench.query(query.id).state, bench.query(query.id).due_at)
+    assert ["INTERRUPTED"] == [made.failure_reason for made in bench.query(query.id).attempts]
+
+
+@pytest.mark.parametrize(
+    ("excerpt", "expected"),
+    [
+        (b"plain", "plain"),
+        ("é\u2028".encode(), "é\u2028"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        # Cut in the middle of a character, as an excerpt of so many bytes may be.
+        ("é".encode()[:1], "\ufffd"),
+        (b"a\0b\0", "a\ufffdb\ufffd"),
+        # Half a surrogate pair, as some encoders write it.
+        (b"\xed\xa0\x80", "\ufffd\ufffd\ufffd"),
+        (bytes(range(256)) * 4, None),
+    ],
+)
+def test_whatever_a_receiver_answers_can_be_kept(
+    bench: Bench, excerpt: bytes, expected: str | None
+) -> None:
+    query = bench.store.submit("dog")
+    bench.deliverer.outcomes = [Answered(status=500, retry_after=None, excerpt=excerpt, gone=False)]
+    bench.work()
+    (made,) = bench.query(query.id).attempts
+
+    assert "HTTP_STATUS" == made.failure_reason
+    assert expected in (made.excerpt, None)
+    assert "\0" not in made.excerpt

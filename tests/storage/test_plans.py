@@ -1,0 +1,115 @@
+"""No statement that runs again and again looks at every row of a table that grows."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from storage.images import TaggingFailed, TagLater, TagsFound
+from storage.query_records import Delivered, RetryAt
+from tests.fakes import START
+from tests.storage.querying import GIVEN_UP, MATCHED, lease_one
+from tests.store import attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.store import Store
+
+
+#: Tables with a row or two for each API key.
+SMALL = ("api_key", "signing_secret")
+
+
+@contextmanager
+def explained(store: Store) -> Iterator[dict[str, list[str]]]:
+    """Fill a dictionary with the statements that the block runs: statement -> SQLite's plan."""
+    plans: dict[str, list[str]] = {}
+    read = store.database.read
+    written: list[str] = []
+
+    def explain(sql: str, parameters: Any = ()) -> None:
+        plans[sql] = [row[3] for row in read(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+
+    def read_and_explain(sql: str, parameters: Any = ()) -> list[Any]:
+        explain(sql, parameters)
+        return read(sql, parameters)
+
+    store.database.read = read_and_explain  # type: ignore[method-assign]
+    store.database.write(lambda connection: connection.set_trace_callback(written.append))
+    yield plans
+    store.database.write(lambda connection: connection.set_trace_callback(None))
+    for sql in written:
+        if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+            explain(sql)
+
+
+def scans(plans: dict[str, list[str]]) -> dict[str, str]:
+    """Return the statements that look at every row of a table that grows."""
+    return {
+        sql: step
+        for sql, steps in plans.items()
+        for step in steps
+        if step.startswith("SCAN") and " INDEX " not in step and "json_each" not in step
+        if not step.endswith((*SMALL, "CONSTANT ROW", "waiting", "queue"))  # one row a destination
+    }
+
+
+def test_the_way_of_an_image_goes_by_indexes(store: Store) -> None:
+    with explained(store) as plans:
+        image = store.add_image(b"a", tags={"dog": 1}, tag_it=True, request=store.request())
+        store.add_image(b"b", tag_it=True)
+        store.add_image(b"c", tag_it=True)
+        one, two, three = store.images.lease_for_tagging(limit=3, now=START)
+        store.images.settle_tagging(
+            [
+                (one, TagsFound(tags={"cat": 1}, model="m/1")),
+                (two, TaggingFailed(reason="TAGGER_REJECTED", message="No.")),
+                (three, TagLater(due_at=START)),
+            ]
+        )
+        store.images.next_tagging_due_at()
+        store.images.content(image.seq)
+        store.images.get_by_seq(image.seq)
+        store.images.ids_of([image.seq])
+        store.images.update_tags(image.id, set_tags={"sky": 1}, remove=["cat"])
+        store.tags.changed_since(store.tags.watermark() - 1)
+        store.tags.set_keys({1: ["dog"]}, keys_by="en 1")
+        store.tags.names(after=1, keys_by="en 1")
+        store.images.page(before=2, size=1)
+        store.images.void_leases(now=START)
+        store.images.delete(image.id)
+
+    assert len(plans) > 20
+    assert {} == scans(plans)
+
+
+def test_the_way_of_a_query_goes_by_indexes(store: Store) -> None:
+    with explained(store) as plans:
+        query = store.submit()
+        lease = lease_one(store)
+        store.queries.record_match(lease, MATCHED)
+        store.queries.settle(lease, attempt(1), RetryAt(due_at=START), now=START)
+        store.queries.settle(lease_one(store), attempt(2), Delivered(), now=START)
+        store.queries.redeliver(query.id, now=START)
+        store.queries.settle(lease_one(store), attempt(3), GIVEN_UP, now=START)
+        store.queries.redeliver(query.id, now=START)
+        store.queries.cancel(query.id, now=START)
+        store.next_due_at()
+        store.queries.void_leases(max_attempts=3, now=START)
+        # Without either it begins at the newest and stops after a page: a scan, but no long one.
+        store.queries.page(before=5, size=1, state=None)
+        store.queries.page(before=5, size=1, state="FAILED")
+        store.queries.page(before=None, size=1, state="FAILED")
+        store.api_keys.signing_secrets(query.key_id, now=START)
+
+    assert len(plans) > 20
+    assert {} == scans(plans)
+
+
+def test_a_scan_is_seen_as_one(store: Store) -> None:
+    sql = "SELECT id FROM query WHERE text = ?"
+    with explained(store) as plans:
+        store.database.read(sql, ("dog",))
+
+    assert {sql: "SCAN query"} == scans(plans)
