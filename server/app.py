@@ -104,7 +104,8 @@ class App:
         self.port = _bind(self._server, config)
 
         guard = _make_guard(config)
-        self._tagger = _make_tagger(config)
+        pictures = PictureReader(max_pixels=config.max_image_pixels)
+        self._tagger = _make_tagger(config, pictures)
         self._deliverer = HttpDeliverer(
             guard,
             timeout=config.callback_timeout,
@@ -126,7 +127,7 @@ class App:
             images=self._images,
             queries=self._queries,
             dispatcher=self._dispatcher,
-            pictures=PictureReader(max_pixels=config.max_image_pixels),
+            pictures=pictures,
             guard=guard,
             paging=Paging(
                 settings.get_or_create(
@@ -268,7 +269,7 @@ def _make_guard(config: Config) -> UrlGuard:
         raise ConfigError(msg) from error
 
 
-def _make_tagger(config: Config) -> Tagger | None:
+def _make_tagger(config: Config, pictures: PictureReader) -> Tagger | None:
     # Imported when chosen: each brings tens of megabytes that the other does not need.
     match config.tagger_in_use:
         case "clarifai":
@@ -281,6 +282,6 @@ def _make_tagger(config: Config) -> Tagger | None:
         case "local":
             from analysis.taggers.local import LocalTagger  # noqa: PLC0415
 
-            return LocalTagger()
+            return LocalTagger(reader=pictures)
         case _:
             return None

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from callers.tables import print_table
-from server.keyring import REFRESH_SECONDS
+from server.beside import data_option, iso_time, json_option, opened
 from storage.api_keys import SCOPES, ApiKeys
-from storage.database import Database
-from storage.errors import KeyNameTakenError, KeyNotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from storage.api_keys import ApiKey, Credentials
+    from pathlib import Path
 
-#: Which data folder; `picback serve` has it as well.
-data_option = click.option(
-    "--data",
-    envvar="PICBACK_DATA",
-    show_envvar=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("picback-data"),
-    help="The data folder: one per server.",
-)
-json_option = click.option(
-    "--json", "as_json", envvar="PICBACK_JSON", show_envvar=True, is_flag=True, help="Print JSON."
-)
+    from storage.api_keys import ApiKey, Credentials
 
 
 @click.group()
@@ -71,7 +57,7 @@ def create_key(
     from dispatcher import new_secret  # noqa: PLC0415 - imports models' libraries
 
     now = _now()
-    with _database(data) as database:
+    with opened(data) as database:
         credentials = ApiKeys(database).create(
             name,
             scopes=scopes or SCOPES,
@@ -87,7 +73,7 @@ def create_key(
 @json_option
 def list_keys(data: Path, *, as_json: bool) -> None:
     """List all keys; never with what they are."""
-    with _database(data, changes=False) as database:
+    with opened(data, changes=False) as database:
         found = ApiKeys(database).all()
     if as_json:
         for key in found:
@@ -95,10 +81,10 @@ def list_keys(data: Path, *, as_json: bool) -> None:
                 "id": key.id,
                 "name": key.name,
                 "scopes": list(key.scopes),
-                "create_time": _iso(key.created_at),
-                "expire_time": _iso(key.expires_at),
-                "revoke_time": _iso(key.revoked_at),
-                "last_use_time": _iso(key.last_used_at),
+                "create_time": iso_time(key.created_at),
+                "expire_time": iso_time(key.expires_at),
+                "revoke_time": iso_time(key.revoked_at),
+                "last_use_time": iso_time(key.last_used_at),
             }
             click.echo(json.dumps(facts))
         return
@@ -108,8 +94,8 @@ def list_keys(data: Path, *, as_json: bool) -> None:
             (
                 key.name,
                 key.id,
-                _iso(key.created_at) or "",
-                _iso(key.last_used_at) or "-",
+                iso_time(key.created_at) or "",
+                iso_time(key.last_used_at) or "-",
                 _state(key),
                 "all" if set(key.scopes) == set(SCOPES) else " ".join(key.scopes),
             )
@@ -134,7 +120,7 @@ def rotate_key(name_or_id: str, overlap_hours: int, data: Path, *, as_json: bool
     """Give a key a new token and a new signing secret."""
     from dispatcher import new_secret  # noqa: PLC0415 - imports models' libraries
 
-    with _database(data) as database:
+    with opened(data) as database:
         credentials = ApiKeys(database).rotate(
             name_or_id,
             signing_secret=new_secret(),
@@ -150,7 +136,7 @@ def rotate_key(name_or_id: str, overlap_hours: int, data: Path, *, as_json: bool
 @json_option
 def revoke_key(name_or_id: str, data: Path, *, as_json: bool) -> None:
     """End a key now. Its queries are still delivered, signed as before."""
-    with _database(data) as database:
+    with opened(data) as database:
         key = ApiKeys(database).revoke(name_or_id, now=_now())
     if as_json:
         click.echo(json.dumps({"id": key.id, "name": key.name}))
@@ -160,34 +146,10 @@ def revoke_key(name_or_id: str, data: Path, *, as_json: bool) -> None:
 
 def _state(key: ApiKey) -> str:
     if key.revoked_at is not None:
-        return f"revoked {_iso(key.revoked_at)}"
+        return f"revoked {iso_time(key.revoked_at)}"
     if key.expires_at is not None:
-        return f"{'expired' if key.expires_at <= _now() else 'until'} {_iso(key.expires_at)}"
+        return f"{'expired' if key.expires_at <= _now() else 'until'} {iso_time(key.expires_at)}"
     return "active"
-
-
-class _database:  # noqa: N801 - reads as a word at its call sites
-    """Opens a data folder beside its server, and tells errors the way a command does."""
-
-    def __init__(self, data: Path, *, changes: bool = True) -> None:
-        self._data = data
-        self._changes = changes
-
-    def __enter__(self) -> Database:
-        try:
-            self._database = Database.beside(self._data)
-        except StorageError as error:
-            raise click.ClickException(str(error)) from error
-        return self._database
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        served = self._changes and error is None and self._database.is_served()
-        self._database.close()
-        if isinstance(error, (StorageError, KeyNameTakenError, KeyNotFoundError)):
-            raise click.ClickException(str(error)) from error
-        if served:
-            # What this command prints next is true: the running server knows it by then.
-            time.sleep(2 * REFRESH_SECONDS)
 
 
 def credentials_json(credentials: Credentials) -> str:
@@ -214,9 +176,3 @@ def print_credentials(credentials: Credentials, *, as_json: bool) -> None:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _iso(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))

@@ -18,8 +18,9 @@ import click
 from callers.secret_files import SecretFileError, read_secret
 from server import logs
 from server.app import App
+from server.beside import data_option
 from server.config import ClarifaiSettings, Config, ConfigError, TlsSettings
-from server.keys_command import credentials_json, data_option, print_credentials
+from server.keys_command import credentials_json, print_credentials
 from storage.errors import StorageError
 
 if TYPE_CHECKING:

@@ -22,12 +22,15 @@ Documented = tuple[list[str], str]
 
 def _commands() -> Iterator[tuple[str, click.Command]]:
     """Yield the operators' commands, by what one types."""
-    for name, command in main.commands.items():
-        if name == "serve":
-            yield "picback serve", command
-        if name == "keys":
-            assert isinstance(command, click.Group)
-            yield from ((f"picback keys {sub}", each) for sub, each in command.commands.items())
+    context = click.Context(main)
+    for name in ("serve", "keys", "destinations"):
+        command = main.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            for sub, each in command.commands.items():
+                yield f"picback {name} {sub}", each
+        else:
+            yield f"picback {name}", command
 
 
 COMMANDS = dict(_commands())

@@ -1,0 +1,73 @@
+"""picback destinations: operators see breakers, and close them beside a running server."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from click.testing import CliRunner
+
+from server.cli import main
+from storage.breakers import Breaker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+    from tests.store import Store
+
+
+def run(store: Store, *arguments: str) -> Result:
+    data: Path = store.database.folder
+    return CliRunner().invoke(main, ["destinations", *arguments, "--data", str(data)])
+
+
+def open_breaker(store: Store, name: str) -> None:
+    store.submit(destination=name)
+    (row,) = store.database.read("SELECT id FROM destination WHERE name = ?", (name,))
+    store.breakers.save(
+        Breaker(destination=row[0], state="OPEN", probe_at=1_795_341_600_000, openings=3)
+    )
+
+
+def test_destinations_with_an_open_breaker_are_listed_first(store: Store) -> None:
+    store.submit(destination="https://a.test:443")
+    open_breaker(store, "https://b.test:443")
+
+    found = [json.loads(line) for line in run(store, "list", "--json").stdout.splitlines()]
+
+    assert [
+        {
+            "name": "https://b.test:443",
+            "breaker": "OPEN",
+            "probe_time": "2026-11-22T10:00:00Z",
+            "waiting": 1,
+        },
+        {"name": "https://a.test:443", "breaker": "CLOSED", "probe_time": None, "waiting": 1},
+    ] == found
+
+
+def test_the_table_tells_the_same(store: Store) -> None:
+    open_breaker(store, "https://b.test:443")
+
+    heading, row = run(store, "list").stdout.splitlines()
+
+    assert ["DESTINATION", "BREAKER", "PROBED", "AT", "WAITING"] == heading.split()
+    assert ["https://b.test:443", "OPEN", "2026-11-22T10:00:00Z", "1"] == row.split()
+
+
+def test_a_breaker_is_closed_by_name(store: Store) -> None:
+    open_breaker(store, "https://b.test:443")
+
+    result = run(store, "close", "https://b.test:443")
+
+    assert (0, "closed https://b.test:443\n") == (result.exit_code, result.stdout)
+    assert [] == store.breakers.not_closed()
+
+
+def test_closing_what_is_no_destination_is_an_error(store: Store) -> None:
+    result = run(store, "close", "https://nobody.test:443")
+
+    assert 1 == result.exit_code
+    assert "there is no destination https://nobody.test:443" in result.stderr
