@@ -132,6 +132,12 @@ class Dispatcher:
         """Return what *text* matches now; see `Matcher.match`."""
         return self._matcher.match(text, limit=limit)
 
+    def is_stuck(self, *, grace: float) -> bool:
+        """Tell whether work has been due for *grace* seconds and nobody does it; see `Lane`."""
+        if self._tagging_lane is not None and self._tagging_lane.is_stuck(grace=grace):
+            return True
+        return self._delivery_lane.is_stuck(grace=grace)
+
     def drain(self) -> None:
         """Begin nothing new, and return when all that is under way has ended.
 

@@ -75,6 +75,20 @@ class Lane(Generic[L]):
             self._stopping = True
             self._condition.notify_all()
 
+    def is_stuck(self, *, grace: float) -> bool:
+        """Tell whether work has been due for *grace* seconds although a thread is free.
+
+        That must never be; an operator who is told can restart what cannot help itself.
+
+        Raises:
+            StorageError: Nobody can say, which is no better.
+        """
+        with self._condition:
+            if self._busy >= self._threads:
+                return False
+        due_at = self._next_due_at()
+        return due_at is not None and due_at + grace * 1000 < self._clock()
+
     def drain(self) -> None:
         """Lease no more, and return when all work under way has ended."""
         self.stop()

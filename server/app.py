@@ -31,6 +31,7 @@ from storage import settings
 from storage.api_keys import SCOPES, ApiKeys
 from storage.breakers import Breakers
 from storage.database import Database
+from storage.errors import StorageError
 from storage.images import Images
 from storage.queries import Queries
 from storage.tags import Tags
@@ -60,6 +61,10 @@ _THREADS: Final[Mapping[str, int]] = {
     "health": 16,
     "health-watch": _MOST_HEALTH_WATCHERS + 4,
 }
+#: How often it is looked whether work is stuck, and how long it must be due for that, in
+#: seconds: longer than a lane sleeps at most, lest a clock that was set raises an alarm.
+_LOOK_SECONDS: Final = 5.0
+_STUCK_SECONDS: Final = 90.0
 #: What a message may have beyond an image, and how far an image may be over the limit and
 #: still be told so by us: gRPC itself refuses longer messages, without our details.
 _MESSAGE_MARGIN: Final = 4_000_000
@@ -85,6 +90,9 @@ class App:
         self._config = config
         self._clock = clock
         self._stopping = threading.Event()
+        self._overseer = threading.Thread(
+            target=self._oversee, name="picback-overseer", daemon=True
+        )
         self._database = Database.own(config.data)
         with contextlib.ExitStack() as undo:
             undo.callback(self._database.close)
@@ -166,6 +174,7 @@ class App:
         self._dispatcher.start()
         self._server.start()
         self._health.set_serving(serving=True)
+        self._overseer.start()
         logger.info(
             "server.started",
             extra={"address": self.address, "tagger": self._config.tagger_in_use},
@@ -179,6 +188,8 @@ class App:
         """
         logger.info("server.stopping")
         self._stopping.set()
+        if self._overseer.is_alive():
+            self._overseer.join()  # it must not say SERVING again
         # Streams first: open ones would hold `stop` for the whole grace.
         self._health.end()
         self._queries.changes.wake_all()
@@ -193,6 +204,22 @@ class App:
         self._keyring.stop()
         self._database.close()
         logger.info("server.stopped")
+
+    def _oversee(self) -> None:
+        """Tell health whether work gets done, until the server stops."""
+        serving = True
+        while not self._stopping.wait(_LOOK_SECONDS):
+            try:
+                works = not self._dispatcher.is_stuck(grace=_STUCK_SECONDS)
+            except StorageError:
+                works = False
+            if works != serving:
+                serving = works
+                self._health.set_serving(serving=serving)
+                logger.log(
+                    logging.INFO if serving else logging.ERROR,
+                    "server.works" if serving else "server.stuck",
+                )
 
     def _make_server(
         self, config: Config, clock: Callable[[], int]

@@ -397,3 +397,32 @@ def test_the_clock_is_read_anew_at_least_every_minute() -> None:
     lane.drain()
 
     assert [60.0] == slept
+
+
+def test_work_long_due_though_a_thread_is_free_means_stuck(
+    work: Work, clock: FakeClock, make: Callable[..., Lane[str]]
+) -> None:
+    lane = make()  # and never started: nobody will ever lease
+    assert not lane.is_stuck(grace=90)
+
+    work.add("a", due_in=1_000)
+    clock.advance(91)
+    assert not lane.is_stuck(grace=90)
+
+    clock.advance(0.001)
+    assert lane.is_stuck(grace=90)
+
+
+def test_a_lane_whose_threads_are_all_busy_is_not_stuck(
+    work: Work, clock: FakeClock, make: Callable[..., Lane[str]]
+) -> None:
+    lane, go_on = make(), threading.Event()
+    work.during = lambda _: assert_set(go_on)
+    work.add("a")
+    lane.start()
+    work.wait_for(lambda: work.batches == [["a"]])
+    work.add("b")
+    clock.advance(3_600)
+
+    assert not lane.is_stuck(grace=90)
+    go_on.set()
