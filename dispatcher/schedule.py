@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,9 @@ class Schedule:
         self._breakers = breakers
         self._destinations = destinations
         self._clock = clock
+        #: Held while a breaker is changed and saved: to a look at what is saved, one that has
+        #: just opened would otherwise seem closed by an operator.
+        self._saving = threading.Lock()
 
     def restore(self) -> None:
         """Take up the breakers that an earlier process left open."""
@@ -45,9 +49,10 @@ class Schedule:
 
     def next_due_at(self) -> int | None:
         """Return when a query can next be leased (milliseconds); None until one finishes."""
-        if self._destinations.any_broken:
-            # An operator may have closed one beside us.
-            self._destinations.close_all_but(self._breakers.not_closed())
+        with self._saving:
+            if self._destinations.any_broken:
+                # An operator may have closed one beside us.
+                self._destinations.close_all_but(self._breakers.not_closed())
         return self._destinations.next_turn_at(self._queries.waiting(), now=self._clock())
 
     def lease(self, limit: int) -> Sequence[QueryLease]:
@@ -66,16 +71,17 @@ class Schedule:
 
     def finished(self, lease: QueryLease, outcome: Outcome | None) -> None:
         """Tell the lease's destination what came of it: an outcome, or None for no attempt."""
-        changed = self._destinations.finished(
-            lease.destination, outcome, retry=lease.is_retry, now=self._clock()
-        )
-        if changed is None:
-            return
+        with self._saving:
+            changed = self._destinations.finished(
+                lease.destination, outcome, retry=lease.is_retry, now=self._clock()
+            )
+            if changed is None:
+                return
+            try:
+                self._breakers.save(changed)
+            except StorageError as error:  # it will change again
+                logger.warning("destination.not_saved", extra={"error": str(error)})
         logger.warning(
             "destination.breaker",
             extra={"destination": lease.destination, "state": changed.state, "query": lease.id},
         )
-        try:
-            self._breakers.save(changed)
-        except StorageError as error:  # it is in memory, and will change again
-            logger.warning("destination.not_saved", extra={"error": str(error)})

@@ -68,6 +68,8 @@ _STUCK_SECONDS: Final = 90.0
 #: What a message may have beyond an image, and how far an image may be over the limit and
 #: still be told so by us: gRPC itself refuses longer messages, without our details.
 _MESSAGE_MARGIN: Final = 4_000_000
+#: How long gRPC may take to cut off what the stop grace did not end, in seconds.
+_STOP_MARGIN: Final = 2.0
 
 
 def wall_clock() -> int:
@@ -149,7 +151,7 @@ class App:
         )
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.add_to(self._server, [_SERVICE, _HEALTH], self._pools["reflection"])
+        reflection.add_to(self._server, [_SERVICE, _HEALTH])
 
     @property
     def address(self) -> str:
@@ -194,7 +196,10 @@ class App:
         self._health.end()
         self._queries.changes.wake_all()
         self._images.changes.wake_all()
-        self._server.stop(self._config.stop_grace).wait()
+        if not self._server.stop(self._config.stop_grace).wait(
+            self._config.stop_grace + _STOP_MARGIN
+        ):
+            logger.warning("server.calls_left")  # gRPC has lost track of one; nobody waits for it
         self._dispatcher.drain()
         self._deliverer.close()
         if self._tagger is not None:
@@ -236,6 +241,7 @@ class App:
                 f"/{_HEALTH}/Check": pools["health"],
                 f"/{_HEALTH}/List": pools["health"],
                 f"/{_HEALTH}/Watch": pools["health-watch"],
+                **dict.fromkeys(reflection.METHODS, pools["reflection"]),
             },
             is_stopping=self._stopping.is_set,
             clock=clock,

@@ -115,8 +115,8 @@ class Interceptor(grpc.ServerInterceptor):
         except RequestError as error:
             return self._deny(method, caller, error)
         handler = continuation(handler_call_details)
-        if handler is None or method not in SCOPES:
-            return handler  # unknown methods, and reflection, which is a stream of its own
+        if handler is None:
+            return None  # gRPC says UNIMPLEMENTED
         return self._wrap(method, handler, functools.partial(_answering, method, caller))
 
     def _request_id(self, metadata: Any) -> str:
@@ -169,7 +169,16 @@ class Interceptor(grpc.ServerInterceptor):
                     yield from stream(request, context)
 
             behaviour: Any = answer_stream
-            make = grpc.unary_stream_rpc_method_handler
+            make: Any = grpc.unary_stream_rpc_method_handler
+        elif handler.stream_stream is not None:
+            converse = handler.stream_stream
+
+            def answer_each(requests: Any, context: grpc.ServicerContext) -> Any:
+                with surround(None, context):
+                    yield from converse(map(_check_parsed, requests), context)
+
+            behaviour = answer_each
+            make = grpc.stream_stream_rpc_method_handler
         else:
             unary: Any = handler.unary_unary
 
@@ -181,7 +190,10 @@ class Interceptor(grpc.ServerInterceptor):
             make = grpc.unary_unary_rpc_method_handler
         if method in self._pools:
             behaviour.experimental_thread_pool = self._pools[method]
-        return make(behaviour, deserializer, handler.response_serializer)
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+            behaviour, deserializer, handler.response_serializer
+        )
+        return wrapped
 
 
 def _authorise(method: str, scopes: frozenset[str]) -> None:
@@ -193,7 +205,11 @@ def _authorise(method: str, scopes: frozenset[str]) -> None:
 
 
 def _forgiving(deserializer: Any) -> Callable[[bytes], Any]:
-    """Return *deserializer* with a stand-in for what it refuses; gRPC would say INTERNAL."""
+    """Return *deserializer* with a stand-in for what it refuses.
+
+    gRPC would say INTERNAL, and may never again see a stream as ended, nor the server as
+    stopped: when the handler returns, it sends a second status.
+    """
 
     def deserialize(data: bytes) -> Any:
         try:
@@ -204,9 +220,10 @@ def _forgiving(deserializer: Any) -> Callable[[bytes], Any]:
     return deserialize
 
 
-def _check_parsed(request: Any) -> None:
+def _check_parsed(request: Any) -> Any:
     if isinstance(request, _Malformed):
         raise RequestError("REQUEST_MALFORMED", "the bytes are no request of this method")
+    return request
 
 
 @contextmanager
@@ -232,6 +249,8 @@ def _answering(
     try:
         _check_parsed(request)
         yield
+    except grpc.RpcError:
+        raise  # the caller left in the middle of a stream, and gRPC knows
     except Exception as error:
         refusal = as_request_error(error, request_id=caller.request_id)
         if refusal.reason in ("INTERNAL", "STORAGE_UNAVAILABLE", "STORAGE_FULL"):

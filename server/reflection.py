@@ -18,7 +18,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from concurrent.futures import ThreadPoolExecutor
 
 #: The services under which reflection answers.
 SERVICE_NAMES: Final = (
@@ -26,21 +25,18 @@ SERVICE_NAMES: Final = (
     "grpc.reflection.v1alpha.ServerReflection",
 )
 
+#: Its methods, as interceptors see them.
+METHODS: Final = tuple(f"/{name}/ServerReflectionInfo" for name in SERVICE_NAMES)
 
-def add_to(server: grpc.Server, names: Iterable[str], pool: ThreadPoolExecutor) -> None:
-    """Let *server* describe the services *names*; open streams hold threads of *pool*.
 
-    Streams of this kind stay open for as long as somebody's tool does, so they must not
-    hold the threads that answer calls.
+def add_to(server: grpc.Server, names: Iterable[str]) -> None:
+    """Let *server* describe the services *names*.
+
+    Streams of this kind stay open for as long as somebody's tool does, so they need threads
+    of their own: see METHODS.
     """
-    servicer = _Reflection([*names, *SERVICE_NAMES])
-
-    def describe(requests: Any, context: grpc.ServicerContext) -> Any:
-        return servicer.ServerReflectionInfo(requests, context)
-
-    describe.experimental_thread_pool = pool  # type: ignore[attr-defined]
     handler = grpc.stream_stream_rpc_method_handler(
-        describe,
+        _Reflection([*names, *SERVICE_NAMES]).ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

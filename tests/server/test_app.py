@@ -218,3 +218,15 @@ def test_calls_that_race_the_stop_fail_in_a_way_that_says_retry_and_nothing_acce
     assert codes.keys() <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert accepted == kept
     assert len(accepted) >= 48
+
+
+def test_a_call_that_grpc_has_lost_track_of_does_not_keep_the_server_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.app._STOP_MARGIN", 0.1)
+
+    with serving(tmp_path / "data", stop_grace=0.0) as app:
+        app._server._state.rpc_states.add(object())  # type: ignore[attr-defined] # as its bugs do
+
+    assert "server.calls_left" in caplog.messages
+    Database.own(tmp_path / "data").close()

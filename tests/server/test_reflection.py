@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from grpc_reflection.v1alpha import reflection_pb2
 from picback.v1 import image_service_pb2 as pb
 from server.reflection import SERVICE_NAMES
 from tests.server.refusals import refused
+from tests.server.serving import first_key, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from tests.service import Service
 
@@ -183,7 +186,26 @@ def test_reflection_needs_a_key_but_no_scope(service: Service, name: str) -> Non
     assert answer.list_services_response.service
 
 
-def test_open_reflection_streams_hold_up_no_calls(service: Service) -> None:
+def test_garbage_is_malformed_and_the_server_can_still_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream whose request grpcio cannot parse, it may never take for ended."""
+    with serving(tmp_path / "data") as app, grpc.insecure_channel(app.address) as channel:
+        metadata = first_key(app)
+        call: Any = channel.stream_stream(f"/{SERVICE_NAMES[0]}/ServerReflectionInfo")
+        listing = reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString()
+        reasons = [
+            refused(lambda: list(call(iter(requests), metadata=metadata))).reason  # noqa: B023 - called at once
+            for requests in ([b"\xff"], [listing, b"\xff\xff"]) * 10
+        ]
+
+    assert ["REQUEST_MALFORMED"] * 20 == reasons
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_open_reflection_streams_hold_up_no_calls(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     leave = threading.Event()
     names = [f"/{name}/ServerReflectionInfo" for name in SERVICE_NAMES]
     listing = reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString()
@@ -204,3 +226,4 @@ def test_open_reflection_streams_hold_up_no_calls(service: Service) -> None:
 
     assert answer is not None
     assert grpc.StatusCode.CANCELLED == streams[0].code()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
