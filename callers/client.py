@@ -7,7 +7,6 @@ a stub used past it would lose the key, the deadline and the reason of a failure
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -255,8 +254,6 @@ def _details(error: grpc.Call) -> Sequence[Any]:
 
 
 def _channel(address: str, tls: Tls | None) -> grpc.Channel:
-    # Read when the first channel is made: gRPC's own log lines are no output of a command.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     options = [
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),

@@ -13,6 +13,7 @@ from picback.v1 import image_service_pb2 as pb
 from server.reflection import SERVICE_NAMES
 from tests.server.refusals import refused
 from tests.server.serving import first_key, serving
+from tests.server.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -206,6 +207,7 @@ def test_garbage_is_malformed_and_the_server_can_still_stop(
 def test_open_reflection_streams_hold_up_no_calls(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     leave = threading.Event()
     names = [f"/{name}/ServerReflectionInfo" for name in SERVICE_NAMES]
     listing = reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString()
@@ -226,4 +228,10 @@ def test_open_reflection_streams_hold_up_no_calls(
 
     assert answer is not None
     assert grpc.StatusCode.CANCELLED == streams[0].code()
+    wait_until(
+        lambda: (
+            ["CANCELLED"] * 4  # as many as were not waiting for a thread
+            == [vars(record).get("code") for record in caplog.records][-4:]
+        )
+    )
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -40,7 +40,7 @@ class ImageServiceStub:
     UploadImage and SubmitQuery a request_id and a retry never stores twice.
 
     The metadata entry "x-request-id", yours or one made by the server, comes back
-    in the initial metadata and stands in the server's log line of the call.
+    in the trailing metadata and stands in the server's log line of the call.
     """
 
     def __init__(self, channel):
@@ -131,7 +131,7 @@ class ImageServiceServicer:
     UploadImage and SubmitQuery a request_id and a retry never stores twice.
 
     The metadata entry "x-request-id", yours or one made by the server, comes back
-    in the initial metadata and stands in the server's log line of the call.
+    in the trailing metadata and stands in the server's log line of the call.
     """
 
     def UploadImage(self, request, context):
@@ -332,7 +332,7 @@ class ImageService:
     UploadImage and SubmitQuery a request_id and a retry never stores twice.
 
     The metadata entry "x-request-id", yours or one made by the server, comes back
-    in the initial metadata and stands in the server's log line of the call.
+    in the trailing metadata and stands in the server's log line of the call.
     """
 
     @staticmethod

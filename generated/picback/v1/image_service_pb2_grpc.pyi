@@ -41,7 +41,7 @@ class ImageServiceStub:
     UploadImage and SubmitQuery a request_id and a retry never stores twice.
 
     The metadata entry "x-request-id", yours or one made by the server, comes back
-    in the initial metadata and stands in the server's log line of the call.
+    in the trailing metadata and stands in the server's log line of the call.
     """
 
     @_typing.overload
@@ -116,7 +116,7 @@ class ImageServiceAsyncStub(ImageServiceStub):
     UploadImage and SubmitQuery a request_id and a retry never stores twice.
 
     The metadata entry "x-request-id", yours or one made by the server, comes back
-    in the initial metadata and stands in the server's log line of the call.
+    in the trailing metadata and stands in the server's log line of the call.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -187,7 +187,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     UploadImage and SubmitQuery a request_id and a retry never stores twice.
 
     The metadata entry "x-request-id", yours or one made by the server, comes back
-    in the initial metadata and stands in the server's log line of the call.
+    in the trailing metadata and stands in the server's log line of the call.
     """
 
     @_abc_1.abstractmethod
