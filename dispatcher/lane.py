@@ -56,6 +56,7 @@ class Lane(Generic[L]):
         self._woken = False
         self._stopping = False
         self._busy = 0
+        self._begun_at = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"picback-{name}")
         self._thread = threading.Thread(target=self._run, name=f"picback-{name}", daemon=True)
 
@@ -76,9 +77,10 @@ class Lane(Generic[L]):
             self._condition.notify_all()
 
     def is_stuck(self, *, grace: float) -> bool:
-        """Tell whether work has been due for *grace* seconds although a thread is free.
+        """Tell whether work is due, a thread is free, and none was begun in *grace* seconds.
 
-        That must never be; an operator who is told can restart what cannot help itself.
+        That must never be; an operator who is told can restart what cannot help itself. A
+        long queue is not stuck while it moves.
 
         Raises:
             StorageError: Nobody can say, which is no better.
@@ -86,8 +88,9 @@ class Lane(Generic[L]):
         with self._condition:
             if self._busy >= self._threads:
                 return False
+            begun_at = self._begun_at
         due_at = self._next_due_at()
-        return due_at is not None and due_at + grace * 1000 < self._clock()
+        return due_at is not None and max(due_at, begun_at) + grace * 1000 < self._clock()
 
     def drain(self) -> None:
         """Lease no more, and return when all work under way has ended."""
@@ -124,6 +127,7 @@ class Lane(Generic[L]):
     def _hand_over(self, leases: Sequence[L]) -> None:
         with self._condition:
             self._busy += 1
+            self._begun_at = self._clock()
         self._pool.submit(self._work, leases)
 
     def _work(self, leases: Sequence[L]) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -82,18 +83,30 @@ class Listening:
 
     def __init__(self, **options: Any) -> None:
         self.arrivals: list[Arrival] = []
+        self._arrived = threading.Condition()
+        self._posts = 0
         self.pauses: list[float] = []
         settings: dict[str, Any] = {"secret": SECRET, "answers": [204], "delay": 0, "folder": None}
         self.receiver = Receiver(
             ("127.0.0.1", 0),
-            on_arrival=self.arrivals.append,
+            on_arrival=self._note,
             sleep=self.pauses.append,
             **settings | options,
         )
         self.url = self.receiver.url
 
     def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> int:
-        return _post(self.url, body, _signed(body) if headers is None else headers)
+        """Send *body*; return the answer when the arrival, which comes later, is noted, too."""
+        status = _post(self.url, body, _signed(body) if headers is None else headers)
+        with self._arrived:
+            self._posts += 1
+            assert self._arrived.wait_for(lambda: len(self.arrivals) >= self._posts, 30)
+        return status
+
+    def _note(self, arrival: Arrival) -> None:
+        with self._arrived:
+            self.arrivals.append(arrival)
+            self._arrived.notify_all()
 
 
 @contextmanager
@@ -103,7 +116,6 @@ def _listening(**options: Any) -> Iterator[Listening]:
     try:
         yield listening
     finally:
-        # Only now is every arrival reported: that happens after the answer.
         listening.receiver.close()
 
 

@@ -426,3 +426,20 @@ def test_a_lane_whose_threads_are_all_busy_is_not_stuck(
 
     assert not lane.is_stuck(grace=90)
     go_on.set()
+
+
+def test_a_long_queue_that_moves_is_not_stuck(
+    work: Work, clock: FakeClock, make: Callable[..., Lane[str]]
+) -> None:
+    lane = make()
+    work.add("a")
+    clock.advance(3_600)
+    lane.start()
+    work.wait_for(lambda: work.batches == [["a"]])
+    look_again(lane, work)
+    lane.drain()
+    work.add("b", due_in=-3_600_000)  # as old as the one that was just begun
+
+    assert not lane.is_stuck(grace=90)
+    clock.advance(91)
+    assert lane.is_stuck(grace=90)
