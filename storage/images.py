@@ -161,15 +161,11 @@ class Images:
         Raises:
             ImageNotFoundError: There is none with this id.
         """
-        return self._one("id = ?", image_id)
-
-    def get_by_seq(self, seq: int) -> Image:
-        """Return the image that was stored as number *seq*.
-
-        Raises:
-            ImageNotFoundError: It has been deleted.
-        """
-        return self._one("seq = ?", seq)
+        found = self._images(f"SELECT {_COLUMNS} FROM image WHERE id = ?", (image_id,))
+        if not found:
+            msg = "there is no image with this id"
+            raise ImageNotFoundError(msg)
+        return found[0]
 
     def ids_of(self, seqs: Sequence[int]) -> dict[int, str]:
         """Return the ids of images by their numbers; those deleted are left out."""
@@ -282,13 +278,6 @@ class Images:
                 ).rowcount
             )
         )
-
-    def _one(self, condition: str, value: object) -> Image:
-        found = self._images(f"SELECT {_COLUMNS} FROM image WHERE {condition}", (value,))
-        if not found:
-            msg = "there is no image with this id"
-            raise ImageNotFoundError(msg)
-        return found[0]
 
     def _images(self, sql: str, parameters: tuple[object, ...]) -> list[Image]:
         rows = self._database.read(sql, parameters)

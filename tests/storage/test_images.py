@@ -34,7 +34,7 @@ def test_an_image_comes_back_as_it_was_given(store: Store) -> None:
 
     assert created
     assert content == store.images.content(image.seq)
-    assert image == store.images.get(image.id) == store.images.get_by_seq(image.seq)
+    assert image == store.images.get(image.id)
     assert ("image/png", 256, 3, 2, "READY", START) == (
         image.media_type,
         image.size_bytes,
@@ -142,7 +142,6 @@ def test_deleting_leaves_nothing_but_the_news(store: Store) -> None:
 
     for what in (
         lambda: store.images.get(image.id),
-        lambda: store.images.get_by_seq(image.seq),
         lambda: store.images.content(image.seq),
         lambda: store.images.delete(image.id),
     ):

@@ -70,7 +70,6 @@ def test_the_way_of_an_image_goes_by_indexes(store: Store) -> None:
         )
         store.images.next_tagging_due_at()
         store.images.content(image.seq)
-        store.images.get_by_seq(image.seq)
         store.images.ids_of([image.seq])
         store.images.update_tags(image.id, set_tags={"sky": 1}, remove=["cat"])
         store.tags.changed_since(store.tags.watermark() - 1)
