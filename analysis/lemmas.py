@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import spacy
 from spacy.util import is_package
 
+from analysis.combining import Combiner
 from analysis.dictionary import VERB_MARK, Dictionary
 
 if TYPE_CHECKING:
@@ -94,9 +95,10 @@ class Term:
 class Lemmatizer:
     """A spaCy pipeline, reduced to what its lemmas need.
 
-    The same text always gives the same answer, alone or in a batch. Safe to use from any thread;
-    one at a time is served, because a pipeline's vocabulary and memory zone are shared. Words that
-    the vocabulary lacks are freed after each call: years of misspelt texts do not fill the memory.
+    The same text always gives the same answer, alone or in a batch. Safe to use from any thread.
+    One at a time has the pipeline, because its vocabulary and memory zone are shared, and serves all
+    that wait in one batch, which is three times as fast. Words that the vocabulary lacks are freed
+    after each batch: years of misspelt texts do not fill the memory.
 
     Args:
         pipeline: What `spacy.load` takes: the name of an installed package, or a folder.
@@ -109,18 +111,19 @@ class Lemmatizer:
         self._nlp = _load(pipeline)
         self._dictionary = Dictionary.of(self._nlp)
         self._lock = threading.Lock()
+        self._terms_of_each = Combiner(self._terms_in_batch, lock=self._lock)
         meta = self._nlp.meta
         #: The pipeline and its version; another name may mean other lemmas and other keys.
         self.name = f"{meta['lang']}_{meta['name']} {meta['version']}"
 
     def terms(self, text: str) -> list[Term]:
         """Return the words of *text* in order, without punctuation and white space."""
-        return self.terms_of_all([text])[0]
+        return self._terms_of_each(text)
 
     def terms_of_all(self, texts: Sequence[str]) -> list[list[Term]]:
         """Return `terms` of each text, in one batch."""
-        with self._lock, self._nlp.memory_zone():
-            return [list(self._terms(doc)) for doc in self._nlp.pipe(texts)]
+        with self._lock:
+            return self._terms_in_batch(texts)
 
     def keys(self, tag: str) -> tuple[str, ...]:
         """Return the keys under which *tag* is found, its own lower-cased words first.
@@ -137,6 +140,11 @@ class Lemmatizer:
             # The dictionary looks at single words only: no need to tag parts of speech.
             docs = map(self._nlp.make_doc, names) if self._dictionary else self._nlp.pipe(names)
             return [self._keys(doc) for doc in docs]
+
+    def _terms_in_batch(self, texts: Sequence[str]) -> list[list[Term]]:
+        """Return `terms` of each text; the caller holds the lock."""
+        with self._nlp.memory_zone():
+            return [list(self._terms(doc)) for doc in self._nlp.pipe(texts)]
 
     def _terms(self, doc: Doc) -> Iterator[Term]:
         stretch: list[Token] = []
