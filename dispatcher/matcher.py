@@ -7,13 +7,13 @@ on every path. What a tag's keys are, and a text's phrases, is `analysis.lemmas`
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.lemmas import KEYS_REVISION, phrases
+from dispatcher.index import TagIndex
 from storage.errors import StorageError
 from storage.query_records import Match, MatchedTag
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from analysis.lemmas import Lemmatizer
+    from dispatcher.index import Found
     from storage.images import Images
     from storage.tags import Tags
 
@@ -36,25 +37,23 @@ class Matching:
 
 
 class Matcher:
-    """An index of all tags in memory, as fresh as the last commit at every call.
+    """Matches texts with all tags of all images, as fresh as the last commit at every call.
 
-    Safe to use from any thread; one thread at a time searches. Memory: about 150 bytes per
-    tag of an image. Time: grows with the number of images that carry the text's tags.
+    Safe to use from any thread. Time and memory: docs/performance.md.
     """
 
-    def __init__(self, *, tags: Tags, images: Images, lemmatizer: Lemmatizer) -> None:
+    def __init__(
+        self, *, tags: Tags, images: Images, lemmatizer: Lemmatizer, index: TagIndex | None = None
+    ) -> None:
         self._tags = tags
         self._images = images
         self._lemmatizer = lemmatizer
+        self._index = index or TagIndex(tags)
+        #: Held from a refresh to the search, so that both are of one moment.
         self._lock = threading.Lock()
-        self._watermark = -1
         self._newest_tag = 0
         self._names: dict[int, str] = {}
         self._ids_by_key: dict[str, list[int]] = {}
-        #: tag id -> image number -> confidence (millionths)
-        self._postings: dict[int, dict[int, int]] = {}
-        #: image number -> the ids of its tags
-        self._tags_of: dict[int, tuple[int, ...]] = {}
 
     def match(self, text: str, *, limit: int) -> Matching:
         """Return the best *limit* images for *text*, with every tag that counted.
@@ -67,13 +66,15 @@ class Matcher:
         while True:
             with self._lock:
                 self._refresh()
-                found = self._search(lemma_of, limit)
-            ids = self._images.ids_of([seq for seq, _, _ in found])
+                met = self._tags_met(lemma_of)
+                found = self._index.search(met, limit)
+            ids = self._images.ids_of([image.seq for image in found])
             if len(ids) == len(found):
                 break
             # One of them was deleted since the refresh: the feed says so now.
         matches = tuple(
-            Match(image_id=ids[seq], score=score, tags=tags) for seq, score, tags in found
+            Match(image_id=ids[image.seq], score=image.score, tags=self._explained(image, met))
+            for image in found
         )
         return Matching(lemmas=tuple(term.lemma for term in terms), matches=matches)
 
@@ -82,47 +83,28 @@ class Matcher:
         with self._lock:
             self._refresh()
 
-    def _search(
-        self, lemma_of: Mapping[str, str], limit: int
-    ) -> list[tuple[int, int, tuple[MatchedTag, ...]]]:
+    def close(self) -> None:
+        """Return when nothing is being written."""
+        self._index.close()
+
+    def _refresh(self) -> None:
+        if self._index.refresh():
+            self._learn_names()  # after the postings: every tag in them has its name by now
+
+    def _tags_met(self, lemma_of: Mapping[str, str]) -> dict[int, str]:
+        """Return the tags that the text meets, with the words of the text that they met."""
         met: dict[int, str] = {}
         for phrase, lemma in lemma_of.items():
             for tag_id in self._ids_by_key.get(phrase, ()):
                 met.setdefault(tag_id, lemma)
-        scores: dict[int, int] = {}
-        for tag_id in met:
-            for seq, confidence in self._postings.get(tag_id, {}).items():
-                scores[seq] = scores.get(seq, 0) + confidence
-        best = heapq.nsmallest(limit, scores.items(), key=lambda item: (-item[1], item[0]))
-        return [(seq, score, self._explain(seq, met)) for seq, score in best]
+        return met
 
-    def _explain(self, seq: int, met: Mapping[int, str]) -> tuple[MatchedTag, ...]:
+    def _explained(self, image: Found, met: Mapping[int, str]) -> tuple[MatchedTag, ...]:
         tags = [
-            MatchedTag(
-                name=self._names[tag_id],
-                lemma=met[tag_id],
-                confidence=self._postings[tag_id][seq],
-            )
-            for tag_id in self._tags_of[seq]
-            if tag_id in met
+            MatchedTag(name=self._names[tag_id], lemma=met[tag_id], confidence=confidence)
+            for tag_id, confidence in image.confidences.items()
         ]
         return tuple(sorted(tags, key=lambda tag: (-tag.confidence, tag.name)))
-
-    def _refresh(self) -> None:
-        if self._watermark < 0:
-            watermark, changed = self._tags.watermark(), self._tags.all_postings()
-        else:
-            watermark, changed = self._tags.changed_since(self._watermark)
-        if changed:
-            self._learn_names()  # after the postings: every tag in them has its name by now
-        for seq, postings in changed:
-            for tag_id in self._tags_of.pop(seq, ()):
-                del self._postings[tag_id][seq]
-            for tag_id, confidence in postings:
-                self._postings.setdefault(tag_id, {})[seq] = confidence
-            if postings:
-                self._tags_of[seq] = tuple(tag_id for tag_id, _ in postings)
-        self._watermark = watermark
 
     def _learn_names(self) -> None:
         keys_by = f"{self._lemmatizer.name}, keys {KEYS_REVISION}"

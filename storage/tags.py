@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from storage.database import Connection, Database
 
@@ -51,7 +52,8 @@ class Tags:
 
     def watermark(self) -> int:
         """Return the feed's end: `changed_since` this gives only what changes from now on."""
-        return int(self._database.read("SELECT coalesce(max(seq), 0) FROM tagging")[0][0])
+        rows = self._database.read("SELECT seq FROM sqlite_sequence WHERE name = 'tagging'")
+        return int(rows[0][0]) if rows else 0
 
     def changed_since(self, watermark: int) -> tuple[int, list[Postings]]:
         """Return the feed's end and the postings of all images changed after *watermark*."""
@@ -70,9 +72,51 @@ class Tags:
         )
         return rows[-1][0], [(seq, found.get(seq, [])) for seq in changed]
 
-    def all_postings(self) -> list[Postings]:
-        """Return the postings of every image that has tags."""
-        return list(_postings(self._database.read(_EFFECTIVE + _ORDER)).items())
+    def all_rows(self) -> Iterator[list[tuple[int, int, int]]]:
+        """Yield image number, tag id and confidence of all tags, some images at a time.
+
+        Sorted by image, then by tag. Of two rows of a tag the first, the caller's, counts; one
+        with confidence 0 takes the tag away.
+        """
+        last = self._database.read("SELECT coalesce(max(seq), 0) FROM image")[0][0]
+        for first in range(1, last + 1, _IMAGES_AT_ONCE):
+            rows = self._database.read(
+                _EFFECTIVE + " WHERE image_seq BETWEEN ? AND ?" + _ORDER,
+                (first, first + _IMAGES_AT_ONCE - 1),
+            )
+            if rows:
+                yield rows
+
+    @property
+    def index_folder(self) -> Path:
+        """Where the matcher keeps its index: beside the database, from which it can be made anew."""
+        return self._database.folder / "index"
+
+    def index(self) -> tuple[str, int] | None:
+        """Return the name of the index that goes with this database, and its place in the feed."""
+        rows = self._database.read("SELECT value FROM setting WHERE name = 'index'")
+        if not rows:
+            return None
+        name, watermark = json.loads(rows[0][0])
+        return str(name), int(watermark)
+
+    def set_index(self, name: str, watermark: int) -> None:
+        """Say which index goes with this database; the feed up to its place is needed no more.
+
+        Said here rather than in the index, so that a database brought back from a backup does
+        not meet an index that knows of a time it has not lived.
+        """
+        value = json.dumps([name, watermark]).encode()
+
+        def operation(connection: Connection) -> None:
+            connection.execute(
+                "INSERT INTO setting (name, value) VALUES ('index', ?1)"
+                " ON CONFLICT DO UPDATE SET value = ?1",
+                (value,),
+            )
+            connection.execute("DELETE FROM tagging WHERE seq <= ?", (watermark,))
+
+        self._database.write(operation)
 
     def names(self, *, after: int, keys_by: str) -> list[TagName]:
         """Return the tags with ids above *after*, with the keys that *keys_by* computed."""
@@ -143,6 +187,9 @@ def read_of(database: Database, image_seqs: Iterable[int]) -> dict[int, tuple[Im
         for image_seq, tags in found.items()
     }
 
+
+#: Some 300,000 rows, or 50 MB of Python's tuples.
+_IMAGES_AT_ONCE: Final = 16_384
 
 _EFFECTIVE = "SELECT image_seq, tag_id, confidence FROM image_tag"
 _ORDER = " ORDER BY image_seq, tag_id, source"

@@ -9,12 +9,16 @@ from tests.fakes import FakeLemmatizer
 
 if TYPE_CHECKING:
     from analysis.lemmas import Lemmatizer
+    from dispatcher.index import TagIndex
     from tests.store import Store
 
 
-def matcher_of(store: Store, lemmatizer: FakeLemmatizer | None = None) -> Matcher:
+def matcher_of(
+    store: Store, lemmatizer: FakeLemmatizer | None = None, *, index: TagIndex | None = None
+) -> Matcher:
     return Matcher(
         tags=store.tags,
         images=store.images,
         lemmatizer=cast("Lemmatizer", lemmatizer or FakeLemmatizer()),
+        index=index,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from analysis.lemmas import Lemmatizer
+from dispatcher.index import TagIndex
 from dispatcher.matcher import Matcher
 from storage.errors import StorageFullError
 from storage.query_records import Match, MatchedTag
@@ -203,7 +204,7 @@ def test_a_full_disk_does_not_keep_anybody_from_matching(
 
 
 def test_many_threads_may_ask_while_images_come_and_go(store: Store) -> None:
-    matcher = matcher_of(store)
+    matcher = matcher_of(store, index=TagIndex(store.tags, merge_at=5))
     stays = store.add_image(b"stays", tags={"dog": 10})
 
     def ask(_: int) -> set[str]:
@@ -218,6 +219,7 @@ def test_many_threads_may_ask_while_images_come_and_go(store: Store) -> None:
             store.images.delete(image.id)
         answers = [answer.result() for answer in asking]
 
+    matcher.close()
     assert [{stays.id}] * 3 == answers
 
 

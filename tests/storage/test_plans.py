@@ -72,7 +72,7 @@ def test_the_way_of_an_image_goes_by_indexes(store: Store) -> None:
         store.images.content(image.seq)
         store.images.ids_of([image.seq])
         store.images.update_tags(image.id, set_tags={"sky": 1}, remove=["cat"])
-        store.tags.changed_since(store.tags.watermark() - 1)
+        store.tags.changed_since(0)
         store.tags.set_keys({1: ["dog"]}, keys_by="en 1")
         store.tags.names(after=1, keys_by="en 1")
         store.images.page(before=2, size=1)

@@ -29,7 +29,7 @@ def test_a_callers_opinion_of_a_tag_stands_over_the_models(store: Store) -> None
     assert [("cat", 500_000, "MODEL"), ("dog", 100_000, "CALLER")] == effective(store, image.id)
     assert [
         (image.seq, [(tag_id(store, "dog"), 100_000), (tag_id(store, "cat"), 500_000)])
-    ] == store.tags.all_postings()
+    ] == store.tags.changed_since(0)[1]
 
 
 def test_a_tag_that_was_taken_away_stays_away_when_the_image_is_tagged_again(store: Store) -> None:
@@ -38,7 +38,7 @@ def test_a_tag_that_was_taken_away_stays_away_when_the_image_is_tagged_again(sto
     store.tag_by_model(image.id, {"dog": 990_000, "cat": 500_000})
 
     assert [("cat", 500_000, "MODEL")] == effective(store, image.id)
-    assert [(image.seq, [(tag_id(store, "cat"), 500_000)])] == store.tags.all_postings()
+    assert [(image.seq, [(tag_id(store, "cat"), 500_000)])] == store.tags.changed_since(0)[1]
 
 
 def test_a_tag_that_was_taken_away_can_be_given_back(store: Store) -> None:
@@ -69,7 +69,6 @@ def test_an_image_whose_last_tag_is_taken_away_has_no_postings(store: Store) -> 
     watermark = store.tags.watermark()
     store.images.update_tags(image.id, set_tags={}, remove=["dog"])
 
-    assert [] == store.tags.all_postings()
     assert (watermark + 1, [(image.seq, [])]) == store.tags.changed_since(watermark)
 
 
@@ -116,7 +115,39 @@ def test_an_image_without_tags_is_no_news(store: Store) -> None:
     store.add_image(tag_it=True)
 
     assert 0 == store.tags.watermark()
-    assert [] == store.tags.all_postings()
+    assert [] == list(store.tags.all_rows())
+
+
+def test_all_rows_come_sorted_the_callers_before_the_models(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.tags._IMAGES_AT_ONCE", 2)
+    for number in range(5):
+        image = store.add_image(b"%d" % number, tags={"dog": number}, tag_it=True)
+        store.tag_by_model(image.id, {"dog": 9, "cat": 8})
+    dog, cat = tag_id(store, "dog"), tag_id(store, "cat")
+
+    assert [(seq, *row) for seq in range(1, 6) for row in ((dog, seq - 1), (dog, 9), (cat, 8))] == [
+        row for rows in store.tags.all_rows() for row in rows
+    ]
+
+
+def test_the_feed_is_needed_no_more_up_to_where_an_index_goes(store: Store) -> None:
+    for number in range(4):
+        store.add_image(b"%d" % number, tags={"dog": 1})
+    assert store.tags.index() is None
+    store.tags.set_index("first", 3)
+
+    assert ("first", 3) == store.tags.index()
+    assert [4] == [seq for seq, _ in store.tags.changed_since(3)[1]]
+    store.tags.set_index("second", 4)
+    assert ("second", 4) == store.tags.index()
+    assert 4 == store.tags.watermark()
+    store.add_image(b"next", tags={"dog": 1})
+    assert (5, [5]) == (
+        store.tags.watermark(),
+        [seq for seq, _ in store.tags.changed_since(4)[1]],
+    )
 
 
 def test_keys_are_kept_for_the_lemmatizer_that_computed_them(store: Store) -> None:
@@ -172,7 +203,5 @@ def test_a_follower_of_the_feed_misses_nothing_that_many_threads_change(store: S
 
     assert sorted(watermarks) == watermarks
     assert len(set(watermarks)) > 10  # it did read while they wrote
-    assert dict(store.tags.all_postings()) == {
-        seq: postings for seq, postings in followed.items() if postings
-    }
+    assert dict(store.tags.changed_since(0)[1]) == followed
     assert 100 == len(followed)

@@ -1,0 +1,261 @@
+"""The images of a segment with the highest sums, without looking at most of them.
+
+What is skipped is proved to be worse, so the answer is that of looking at everything. In short:
+the heads of the lists give good images at once, and with them a floor that an image has to reach.
+Then the lists are walked, the shortest first, until what the remaining ones can add up to is below
+the floor (MaxScore: Turtle and Flood, 1995). What remains are common tags, whose confidences are
+all near 1, so that the *number* of tags nearly decides: bitmaps are added up bit by bit, and only
+images with enough tags are scored (Rinfret, O'Neil and O'Neil, SIGMOD 2001).
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from dispatcher.index.segment import HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from dispatcher.index.segment import Ints, Segment, Words
+
+#: Best entries of each list that are scored to begin with: more raise the floor little.
+_SEEDS: Final = 16
+#: With so many lists nothing can be skipped.
+_MANY_LISTS: Final = 32
+#: What it costs to look an image up in a list, to begin with one, and to look at one of all images,
+#: in terms of adding one posting to a sum (4 ns). Source: measured, benchmarks/matching.py.
+_LOOK_UP: Final = 6
+_LOOK_UP_BITMAP: Final = 4
+_PER_IMAGE: Final = 0.25
+
+
+class Search:
+    """Searches one segment, but for images that it is told to hide. For one thread at a time."""
+
+    def __init__(self, segment: Segment) -> None:
+        #: What is searched.
+        self.segment = segment
+        self._sums = np.zeros(len(segment), np.int32)
+        #: By ordinal; None: no image is hidden.
+        self._hidden: NDArray[np.bool_] | None = None
+
+    def hide(self, seq: int) -> None:
+        """Pass over image number *seq* from now on, if it is here."""
+        ordinal = self.segment.ordinal(seq)
+        if ordinal is not None:
+            if self._hidden is None:
+                self._hidden = np.zeros(len(self.segment), np.bool_)
+            self._hidden[ordinal] = True
+
+    def best(self, tags: Iterable[int], limit: int) -> list[tuple[int, int]]:
+        """Return (sum of confidences, image number) of the best images, best first.
+
+        Args:
+            tags: Ids, each once.
+            limit: At least 1; fast up to `HEAD`.
+        """
+        segment = self.segment
+        lists = sorted((tag for tag in tags if segment.size(tag)), key=segment.size)
+        if not lists:
+            return []
+        ranking = _Ranking(limit)
+        if (
+            len(lists) > _MANY_LISTS
+            or not self._begin_with_heads(lists, ranking)
+            or not self._go_on(lists, ranking)
+        ):
+            self._add_up(lists, ranking)
+        sums, ordinals = ranking.entries()
+        return list(zip(sums.tolist(), segment.images[ordinals].tolist(), strict=True))
+
+    def confidences(self, seq: int, tags: Iterable[int]) -> dict[int, int]:
+        """Return tag -> confidence, for those of *tags* that image number *seq* carries."""
+        ordinal = self.segment.ordinal(seq)
+        if ordinal is None:
+            return {}
+        found = ((tag, self.segment.confidence(tag, ordinal)) for tag in tags)
+        return {tag: confidence for tag, confidence in found if confidence}
+
+    def _begin_with_heads(self, lists: Sequence[int], ranking: _Ranking) -> bool:
+        """Rank the best of each list; tell whether that does for images with a single tag."""
+        segment = self.segment
+        seeds = []
+        for tag in lists:
+            head = self._visible(segment.ordinals(tag)[segment.head(tag)])
+            if len(head) < ranking.limit and segment.size(tag) > HEAD:
+                return False  # too many of its best are hidden
+            seeds.append(head[: max(ranking.limit, _SEEDS)])
+        ordinals = np.unique(np.concatenate(seeds)) if len(seeds) > 1 else np.sort(seeds[0])
+        self._score(ordinals, np.zeros(len(ordinals), np.int32), lists, ranking)
+        return True
+
+    def _go_on(self, lists: Sequence[int], ranking: _Ranking) -> bool:
+        """Rank every image that may yet be among the best; return False if that costs too much."""
+        segment = self.segment
+        highest = [int(segment.confidences(tag)[segment.head(tag)[0]]) for tag in lists]
+        at_most = _sums_from_each(highest)
+        patience = sum(map(segment.size, lists)) + _PER_IMAGE * len(segment)
+        for number, tag in enumerate(lists[:-1]):
+            if at_most[number] < ranking.floor:
+                return True
+            if segment.is_common(tag):
+                return self._go_by_counts(lists[number:], highest[number:], ranking, patience)
+            others = lists[number + 1 :]
+            patience -= segment.size(tag) * sum(
+                _LOOK_UP_BITMAP if segment.is_common(other) else _LOOK_UP for other in others
+            )
+            if patience < 0:
+                return False
+            ordinals, sums = segment.ordinals(tag), segment.confidences(tag)
+            if self._hidden is not None:
+                seen = ~self._hidden[ordinals]
+                ordinals, sums = ordinals[seen], sums[seen]
+            self._score(ordinals, sums, others, ranking, at_most[number + 1 :])
+        return True  # images with none but the last tag: the head of its list has dealt with them
+
+    def _go_by_counts(
+        self, lists: Sequence[int], highest: Sequence[int], ranking: _Ranking, patience: float
+    ) -> bool:
+        """Rank the images that carry common tags only: first those with all, then with all but one.
+
+        Those that carry a rarer tag as well turn up again, with a lower sum than they were ranked
+        with, or below the floor as before. Returns False if it costs too much.
+        """
+        segment = self.segment
+        with_most = list(accumulate(sorted(highest, reverse=True)))
+        at_most = _sums_from_each(highest)
+        planes: list[Words] = []
+        for count in range(len(lists), 1, -1):
+            if with_most[count - 1] < ranking.floor:
+                break
+            if count == len(lists):
+                words = segment.bits(lists[0])
+                for tag in lists[1:]:
+                    words = words & segment.bits(tag)
+            else:
+                planes = planes or _counted([segment.bits(tag) for tag in lists])
+                words = _equal_to(planes, count)
+            patience -= int(np.bitwise_count(words).sum()) * len(lists) * _LOOK_UP_BITMAP
+            if patience < 0:
+                return False
+            ordinals = self._visible(_ordinals_in(words))
+            self._score(ordinals, np.zeros(len(ordinals), np.int32), lists, ranking, at_most)
+        return True
+
+    def _score(
+        self,
+        ordinals: Ints,
+        sums: Ints,
+        lists: Sequence[int],
+        ranking: _Ranking,
+        at_most: Sequence[int] = (),
+    ) -> None:
+        """Add to *sums* what *lists* give, and rank; drop on the way who cannot reach the floor.
+
+        Args:
+            ordinals: Ascending.
+            sums: What each has from other lists.
+            lists: Tags.
+            ranking: To be added to.
+            at_most: What each of *lists* and those after it can give; empty: drop nobody.
+        """
+        for number, tag in enumerate(lists):
+            if at_most and len(ordinals) > _SEEDS:
+                able = sums + at_most[number] >= ranking.floor
+                if not able.all():
+                    ordinals, sums = ordinals[able], sums[able]
+            if not len(ordinals):
+                return
+            sums = sums + self.segment.look_up(tag, ordinals)
+        ranking.add(ordinals, sums)
+
+    def _add_up(self, lists: Sequence[int], ranking: _Ranking) -> None:
+        """Rank all images: the plain way, whose cost has a limit."""
+        segment = self.segment
+        fits = len(lists) <= np.iinfo(np.int32).max // 1_000_000
+        sums = self._sums if fits else np.zeros(len(segment), np.int64)
+        try:
+            for tag in lists:
+                sums[segment.ordinals(tag)] += segment.confidences(tag)
+            if self._hidden is not None:
+                sums[self._hidden] = 0
+            if ranking.limit == 1:
+                ordinals = np.array([sums.argmax()])  # of equal ones the first
+            else:
+                ordinals = np.flatnonzero(sums >= max(ranking.floor, 1))
+            ranking.add(ordinals, sums[ordinals])
+        finally:
+            sums[:] = 0
+
+    def _visible(self, ordinals: Ints) -> Ints:
+        return ordinals if self._hidden is None else ordinals[~self._hidden[ordinals]]
+
+
+class _Ranking:
+    """The best images met so far."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        #: An image with a lower sum is not among the best.
+        self.floor = 0
+        self._ordinals: Ints = np.empty(0, np.int32)
+        self._sums: Ints = np.empty(0, np.int32)
+
+    def add(self, ordinals: Ints, sums: Ints) -> None:
+        """Take in images: *ordinals* ascending, each once; of two sums of an image the higher."""
+        reach = max(self.floor, 1)
+        if len(sums) > self.limit:
+            cut = len(sums) - self.limit
+            reach = max(reach, int(np.partition(sums, cut)[cut]))
+        above = np.flatnonzero(sums > reach)
+        equal = np.flatnonzero(sums == reach)[: self.limit]
+        ordinals = np.concatenate([self._ordinals, ordinals[above], ordinals[equal]])
+        sums = np.concatenate([self._sums, sums[above], sums[equal]])
+        order = np.lexsort((ordinals, -sums))
+        _, first = np.unique(ordinals[order], return_index=True)
+        order = order[np.sort(first)[: self.limit]]
+        self._ordinals, self._sums = ordinals[order], sums[order]
+        if len(order) == self.limit:
+            self.floor = int(self._sums[-1])
+
+    def entries(self) -> tuple[Ints, Ints]:
+        """Return sums and ordinals, best first."""
+        return self._sums, self._ordinals
+
+
+def _sums_from_each(values: Sequence[int]) -> list[int]:
+    """Return for each value the sum of it and all after it."""
+    return list(accumulate(reversed(values)))[::-1]
+
+
+def _counted(bitmaps: Sequence[Words]) -> list[Words]:
+    """Return how many of *bitmaps* have each bit, as binary digits: planes of 1, 2, 4, ..."""
+    planes = [bitmaps[0].copy()]
+    for bitmap in bitmaps[1:]:
+        carry = bitmap
+        for number, plane in enumerate(planes):
+            planes[number], carry = plane ^ carry, plane & carry
+        if carry.any():
+            planes.append(carry)
+    return planes
+
+
+def _equal_to(planes: Sequence[Words], count: int) -> Words:
+    """Return the bits that *count* of the counted bitmaps have."""
+    words = np.full_like(planes[0], ~np.uint64(0))
+    for number, plane in enumerate(planes):
+        words &= plane if count >> number & 1 else ~plane
+    return words if count >> len(planes) == 0 else np.zeros_like(words)
+
+
+def _ordinals_in(words: Words) -> Ints:
+    filled = np.flatnonzero(words)
+    bits = np.unpackbits(words[filled].view(np.uint8), bitorder="little").reshape(-1, 64)
+    row, bit = np.nonzero(bits)
+    return ((filled[row] << 6) + bit).astype(np.int32)
