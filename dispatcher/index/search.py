@@ -10,6 +10,7 @@ images with enough tags are scored (Rinfret, O'Neil and O'Neil, SIGMOD 2001).
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ import numpy as np
 from dispatcher.index.segment import HEAD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 _SEEDS: Final = 16
 #: With so many lists nothing can be skipped.
 _MANY_LISTS: Final = 32
-#: What it costs to look an image up in a list, to begin with one, and to look at one of all images,
-#: in terms of adding one posting to a sum (4 ns). Source: measured, benchmarks/matching.py.
-_LOOK_UP: Final = 6
-_LOOK_UP_BITMAP: Final = 4
+#: So many confidences of 1,000,000 add up to less than 2 ** 31.
+_MOST_IN_INT32: Final = 2_000
+#: What it costs to look an image up in a bitmap, and to look at one of all images, in terms of
+#: adding one posting to a sum (2 ns). Source: measured.
+_LOOK_UP: Final = 8
 _PER_IMAGE: Final = 0.25
 
 
@@ -64,6 +66,8 @@ class Search:
         lists = sorted((tag for tag in tags if segment.size(tag)), key=segment.size)
         if not lists:
             return []
+        if len(lists) > _MOST_IN_INT32:
+            self._sums = self._sums.astype(np.int64)
         ranking = _Ranking(limit)
         if (
             len(lists) > _MANY_LISTS
@@ -91,7 +95,7 @@ class Search:
             if len(head) < ranking.limit and segment.size(tag) > HEAD:
                 return False  # too many of its best are hidden
             seeds.append(head[: max(ranking.limit, _SEEDS)])
-        ordinals = np.unique(np.concatenate(seeds)) if len(seeds) > 1 else np.sort(seeds[0])
+        ordinals = np.unique(np.concatenate(seeds))
         self._score(ordinals, np.zeros(len(ordinals), np.int32), lists, ranking)
         return True
 
@@ -101,23 +105,22 @@ class Search:
         highest = [int(segment.confidences(tag)[segment.head(tag)[0]]) for tag in lists]
         at_most = _sums_from_each(highest)
         patience = sum(map(segment.size, lists)) + _PER_IMAGE * len(segment)
-        for number, tag in enumerate(lists[:-1]):
-            if at_most[number] < ranking.floor:
-                return True
-            if segment.is_common(tag):
-                return self._go_by_counts(lists[number:], highest[number:], ranking, patience)
-            others = lists[number + 1 :]
-            patience -= segment.size(tag) * sum(
-                _LOOK_UP_BITMAP if segment.is_common(other) else _LOOK_UP for other in others
-            )
-            if patience < 0:
-                return False
-            ordinals, sums = segment.ordinals(tag), segment.confidences(tag)
-            if self._hidden is not None:
-                seen = ~self._hidden[ordinals]
-                ordinals, sums = ordinals[seen], sums[seen]
-            self._score(ordinals, sums, others, ranking, at_most[number + 1 :])
-        return True  # images with none but the last tag: the head of its list has dealt with them
+        rare = [tag for tag in lists if not segment.is_common(tag)]  # the first ones: the shortest
+        common = lists[len(rare) :]
+        at_most_common = sum(highest[len(rare) :])
+        with self._added_up(rare):
+            for number, tag in enumerate(rare):
+                if at_most[number] < ranking.floor:
+                    return True
+                ordinals = self._visible(segment.ordinals(tag))
+                sums = self._sums[ordinals]
+                able = sums + at_most_common >= ranking.floor
+                ordinals, sums = ordinals[able], sums[able]
+                patience -= len(ordinals) * len(common) * _LOOK_UP
+                if patience < 0:
+                    return False
+                self._score(ordinals, sums, common, ranking, at_most[len(rare) :])
+        return self._go_by_counts(common, highest[len(rare) :], ranking, patience)
 
     def _go_by_counts(
         self, lists: Sequence[int], highest: Sequence[int], ranking: _Ranking, patience: float
@@ -141,7 +144,7 @@ class Search:
             else:
                 planes = planes or _counted([segment.bits(tag) for tag in lists])
                 words = _equal_to(planes, count)
-            patience -= int(np.bitwise_count(words).sum()) * len(lists) * _LOOK_UP_BITMAP
+            patience -= int(np.bitwise_count(words).sum()) * len(lists) * _LOOK_UP
             if patience < 0:
                 return False
             ordinals = self._visible(_ordinals_in(words))
@@ -177,21 +180,29 @@ class Search:
 
     def _add_up(self, lists: Sequence[int], ranking: _Ranking) -> None:
         """Rank all images: the plain way, whose cost has a limit."""
+        with self._added_up(lists):
+            if self._hidden is not None:
+                self._sums[self._hidden] = 0
+            if ranking.limit == 1:
+                ordinals = np.array([self._sums.argmax()])  # of equal ones the first
+            else:
+                ordinals = np.flatnonzero(self._sums >= max(ranking.floor, 1))
+            ranking.add(ordinals, self._sums[ordinals])
+
+    @contextmanager
+    def _added_up(self, lists: Sequence[int]) -> Iterator[None]:
+        """Have the confidences of *lists* in the sums, for a while."""
         segment = self.segment
-        fits = len(lists) <= np.iinfo(np.int32).max // 1_000_000
-        sums = self._sums if fits else np.zeros(len(segment), np.int64)
         try:
             for tag in lists:
-                sums[segment.ordinals(tag)] += segment.confidences(tag)
-            if self._hidden is not None:
-                sums[self._hidden] = 0
-            if ranking.limit == 1:
-                ordinals = np.array([sums.argmax()])  # of equal ones the first
-            else:
-                ordinals = np.flatnonzero(sums >= max(ranking.floor, 1))
-            ranking.add(ordinals, sums[ordinals])
+                np.add.at(self._sums, segment.ordinals(tag), segment.confidences(tag))
+            yield
         finally:
-            sums[:] = 0
+            if sum(map(segment.size, lists)) > len(segment) // 8:
+                self._sums[:] = 0
+            else:
+                for tag in lists:
+                    self._sums[segment.ordinals(tag)] = 0
 
     def _visible(self, ordinals: Ints) -> Ints:
         return ordinals if self._hidden is None else ordinals[~self._hidden[ordinals]]

@@ -25,6 +25,8 @@ HEAD: Final = 128
 #: A tag is common when one image in so many carries it.
 COMMON: Final = 64
 
+_ONE: Final = np.uint64(1)
+
 #: The arrays of a segment, each in a file of its own, little-endian.
 ARRAYS: Final = {
     "images": "<i8",  # ordinal -> image number
@@ -132,9 +134,11 @@ class Segment:
         word = ordinals >> 6
         bit = (ordinals & 63).astype(np.uint64)
         words = self._bits[row][word]
-        before = np.bitwise_count(words & ((np.uint64(1) << bit) - np.uint64(1)))
-        found: Ints = confidences.take(self._ranks[row][word] + before, mode="clip")
-        found *= ((words >> bit) & np.uint64(1)).astype(np.int32)
+        there = np.flatnonzero(words >> bit & _ONE)
+        word, bit, words = word[there], bit[there], words[there]
+        before = np.bitwise_count(words & ((_ONE << bit) - _ONE))
+        found = np.zeros(len(ordinals), np.int32)
+        found[there] = confidences[self._ranks[row][word] + before]
         return found
 
 
