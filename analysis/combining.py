@@ -7,12 +7,12 @@ flat combining: Hendler, Incze, Shavit and Tzafrir, SPAA 2010).
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Sequence
 
 A = TypeVar("A")
@@ -27,7 +27,9 @@ class _Call(Generic[A, R]):
     argument: A
     answer: R | None = None
     error: Exception | None = None
-    is_done: bool = False
+    #: Set when the call was served, or is to serve itself and others.
+    is_up: threading.Event = field(default_factory=threading.Event)
+    is_served: bool = False
 
 
 class Combiner(Generic[A, R]):
@@ -42,23 +44,43 @@ class Combiner(Generic[A, R]):
 
     def __init__(self, work: Callable[[Sequence[A]], Sequence[R]], *, lock: threading.Lock) -> None:
         self._work = work
-        self._lock = lock
-        self._waiting: deque[_Call[A, R]] = deque()
+        self._working = lock
+        self._lock = threading.Lock()
+        #: Those who wait, longest first; the first of them, or nobody, serves all.
+        self._calls: deque[_Call[A, R]] = deque()
+        self._is_led = False
 
     def __call__(self, argument: A) -> R:
         """Return the answer to *argument*; raises what *work* raises for it."""
         call: _Call[A, R] = _Call(argument)
-        self._waiting.append(call)
         with self._lock:
-            while not call.is_done:
-                self._serve([self._waiting.popleft() for _ in range(self._batch_size())])
+            self._calls.append(call)
+            leads, self._is_led = not self._is_led, True
+        if not leads:
+            call.is_up.wait()
+        if not call.is_served:
+            self._lead()
         if call.error is not None:
             raise call.error
-        return call.answer  # type: ignore[return-value] # it is done, and there was no error
+        return call.answer  # type: ignore[return-value] # it was served, and there was no error
 
-    def _batch_size(self) -> int:
-        # Only the holder of the lock takes calls out: there are at least as many left.
-        return min(len(self._waiting), _LARGEST_BATCH)
+    def _lead(self) -> None:
+        """Serve a batch of those who wait, oneself the first, and let the next of them go on.
+
+        Who was served is woken at once: for the next batch to be large, they have to be back.
+        """
+        with self._working:
+            with self._lock:
+                size = min(len(self._calls), _LARGEST_BATCH)
+                batch = [self._calls.popleft() for _ in range(size)]
+            self._serve(batch)
+        for call in batch:
+            call.is_served = True
+            call.is_up.set()
+        with self._lock:
+            self._is_led = bool(self._calls)
+            if self._calls:
+                self._calls[0].is_up.set()
 
     def _serve(self, batch: Sequence[_Call[A, R]]) -> None:
         try:
@@ -66,11 +88,9 @@ class Combiner(Generic[A, R]):
         except Exception as error:  # noqa: BLE001 - it belongs to the callers
             if len(batch) == 1:
                 batch[0].error = error
-                batch[0].is_done = True
                 return
             for call in batch:
                 self._serve([call])
             return
         for call, answer in zip(batch, answers, strict=True):
             call.answer = answer
-            call.is_done = True

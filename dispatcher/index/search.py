@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from dispatcher.index.segment import Ints, Segment, Words
 
-#: Best entries of each list that are scored to begin with: more raise the floor little.
-_SEEDS: Final = 16
+#: Best entries of all lists that are scored to begin with: more raise the floor little.
+_SEEDS: Final = 256
+#: It takes longer to see which of so few cannot reach the floor than to look them all up.
+_FEW: Final = 16
 #: With so many lists nothing can be skipped.
 _MANY_LISTS: Final = 32
 #: So many confidences of 1,000,000 add up to less than 2 ** 31.
@@ -94,7 +96,7 @@ class Search:
             head = self._visible(segment.ordinals(tag)[segment.head(tag)])
             if len(head) < ranking.limit and segment.size(tag) > HEAD:
                 return False  # too many of its best are hidden
-            seeds.append(head[: max(ranking.limit, _SEEDS)])
+            seeds.append(head[: max(ranking.limit, _SEEDS // len(lists))])
         ordinals = np.unique(np.concatenate(seeds))
         self._score(ordinals, np.zeros(len(ordinals), np.int32), lists, ranking)
         return True
@@ -110,8 +112,8 @@ class Search:
         at_most_common = sum(highest[len(rare) :])
         with self._added_up(rare):
             for number, tag in enumerate(rare):
-                if at_most[number] < ranking.floor:
-                    return True
+                if at_most[number] < ranking.floor or tag == lists[-1]:
+                    return True  # images with the last tag only: the head of its list will do
                 ordinals = self._visible(segment.ordinals(tag))
                 sums = self._sums[ordinals]
                 able = sums + at_most_common >= ranking.floor
@@ -130,20 +132,18 @@ class Search:
         Those that carry a rarer tag as well turn up again, with a lower sum than they were ranked
         with, or below the floor as before. Returns False if it costs too much.
         """
+        if len(lists) < 2:
+            return True  # images with a single tag: the head of its list has dealt with them
         segment = self.segment
         with_most = list(accumulate(sorted(highest, reverse=True)))
         at_most = _sums_from_each(highest)
-        planes: list[Words] = []
-        for count in range(len(lists), 1, -1):
+        for number, count in enumerate((len(lists), *range(len(lists), 1, -1))):
             if with_most[count - 1] < ranking.floor:
                 break
-            if count == len(lists):
-                words = segment.bits(lists[0])
-                for tag in lists[1:]:
-                    words = words & segment.bits(tag)
-            else:
-                planes = planes or _counted([segment.bits(tag) for tag in lists])
-                words = _equal_to(planes, count)
+            # What no other tags can make up for; before that, for a higher floor, the very best.
+            needed = ranking.floor - with_most[count - 2] if number else with_most[0]
+            bitmaps = [segment.bits(tag, needed) for tag in lists]
+            words = _in_all(bitmaps) if count == len(lists) else _in_some(bitmaps, count)
             patience -= int(np.bitwise_count(words).sum()) * len(lists) * _LOOK_UP
             if patience < 0:
                 return False
@@ -169,7 +169,7 @@ class Search:
             at_most: What each of *lists* and those after it can give; empty: drop nobody.
         """
         for number, tag in enumerate(lists):
-            if at_most and len(ordinals) > _SEEDS:
+            if at_most and len(ordinals) > _FEW:
                 able = sums + at_most[number] >= ranking.floor
                 if not able.all():
                     ordinals, sums = ordinals[able], sums[able]
@@ -245,24 +245,26 @@ def _sums_from_each(values: Sequence[int]) -> list[int]:
     return list(accumulate(reversed(values)))[::-1]
 
 
-def _counted(bitmaps: Sequence[Words]) -> list[Words]:
-    """Return how many of *bitmaps* have each bit, as binary digits: planes of 1, 2, 4, ..."""
-    planes = [bitmaps[0].copy()]
+def _in_all(bitmaps: Sequence[Words]) -> Words:
+    words = bitmaps[0]
     for bitmap in bitmaps[1:]:
+        words = words & bitmap
+    return words
+
+
+def _in_some(bitmaps: Sequence[Words], count: int) -> Words:
+    """Return the bits that exactly *count* of *bitmaps* have: all 64 of a word at once."""
+    planes = [bitmaps[0]]  # how many have each bit, as binary digits: of 1, 2, 4, ...
+    for seen, bitmap in enumerate(bitmaps[1:], 2):
         carry = bitmap
         for number, plane in enumerate(planes):
             planes[number], carry = plane ^ carry, plane & carry
-        if carry.any():
+        if seen.bit_length() > len(planes):
             planes.append(carry)
-    return planes
-
-
-def _equal_to(planes: Sequence[Words], count: int) -> Words:
-    """Return the bits that *count* of the counted bitmaps have."""
-    words = np.full_like(planes[0], ~np.uint64(0))
+    words = ~np.zeros_like(planes[0])
     for number, plane in enumerate(planes):
         words &= plane if count >> number & 1 else ~plane
-    return words if count >> len(planes) == 0 else np.zeros_like(words)
+    return words
 
 
 def _ordinals_in(words: Words) -> Ints:

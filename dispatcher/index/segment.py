@@ -2,12 +2,13 @@
 
 Images are numbered by ordinals, 0 for the one stored first, so that "stored first" is "lowest
 ordinal". Each tag has a list of the ordinals that carry it, ascending, and their confidences
-(millionths). A long list also has a head, its best entries; a common tag also has a bitmap of
+(millionths). A long list also has a head, its best entries; a common tag also has bitmaps of
 all ordinals, by which a million images are looked at in microseconds.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,6 +28,9 @@ COMMON: Final = 64
 
 _ONE: Final = np.uint64(1)
 
+#: The bitmaps of a common tag: of all its list, of the best quarter, and of the best sixteenth.
+LEVELS: Final = (1, 4, 16)
+
 #: The arrays of a segment, each in a file of its own, little-endian.
 ARRAYS: Final = {
     "images": "<i8",  # ordinal -> image number
@@ -36,8 +40,9 @@ ARRAYS: Final = {
     "long_tags": "<i4",  # the tags with heads, ascending
     "heads": "<i4",  # HEAD for each: positions in the tag's list, best first
     "common_tags": "<i4",  # the tags with bitmaps, ascending
-    "bits": "<u8",  # for each: a bit per ordinal, in words of 64
-    "ranks": "<i4",  # for each word: how many of the list come before it
+    "bits": "<u8",  # for each and each of LEVELS: a bit per ordinal, in words of 64
+    "bits_from": "<i4",  # for each and each of LEVELS: the least confidence that has a bit
+    "ranks": "<i4",  # for each: how many of the list come before each word of the first level
     "lengths": "<i8",  # of the arrays before this one: told from what was cut short
 }
 
@@ -66,7 +71,8 @@ class Segment:
         self._heads: Ints = arrays["heads"].reshape(-1, HEAD)
         self._head_of = {tag: row for row, tag in enumerate(arrays["long_tags"].tolist())}
         self._bitmap_of = {tag: row for row, tag in enumerate(arrays["common_tags"].tolist())}
-        self._bits = arrays["bits"].reshape(-1, words_for(len(self)))
+        self._bits = arrays["bits"].reshape(-1, len(LEVELS), words_for(len(self)))
+        self._bits_from = arrays["bits_from"].reshape(-1, len(LEVELS)).tolist()
         self._ranks: Ints = arrays["ranks"].reshape(-1, words_for(len(self)))
 
     def __len__(self) -> int:
@@ -117,9 +123,14 @@ class Segment:
         """Tell whether *tag* has a bitmap."""
         return tag in self._bitmap_of
 
-    def bits(self, tag: int) -> Words:
-        """Return the bitmap of a common *tag*: bit ``o & 63`` of word ``o >> 6``."""
-        bits: Words = self._bits[self._bitmap_of[tag]]
+    def bits(self, tag: int, at_least: int) -> Words:
+        """Return a bitmap of the ordinals that carry a common *tag* with *at_least* a confidence.
+
+        Others that carry it may be there, too. Bit ``o & 63`` of word ``o >> 6`` is ordinal ``o``.
+        """
+        row = self._bitmap_of[tag]
+        level = max(1, bisect_right(self._bits_from[row], at_least)) - 1
+        bits: Words = self._bits[row, level]
         return bits
 
     def look_up(self, tag: int, ordinals: Ints) -> Ints:
@@ -133,12 +144,12 @@ class Segment:
             return np.where(listed[places] == ordinals, confidences[places], 0)
         word = ordinals >> 6
         bit = (ordinals & 63).astype(np.uint64)
-        words = self._bits[row][word]
+        words = self._bits[row, 0, word]
         there = np.flatnonzero(words >> bit & _ONE)
         word, bit, words = word[there], bit[there], words[there]
         before = np.bitwise_count(words & ((_ONE << bit) - _ONE))
         found = np.zeros(len(ordinals), np.int32)
-        found[there] = confidences[self._ranks[row][word] + before]
+        found[there] = confidences[self._ranks[row, word] + before]
         return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dispatcher.index.segment import ARRAYS, COMMON, HEAD, best_positions, words_for
+from dispatcher.index.segment import ARRAYS, COMMON, HEAD, LEVELS, best_positions, words_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,10 +56,13 @@ def write_segment(folder: Path, old: Segment | None, changes: Changes) -> None:
                 write("long_tags", [tag])
                 write("heads", best_positions(confidences))
             if len(ordinals) * COMMON >= len(images) > HEAD:
-                bits, ranks = _bitmap(ordinals, len(images))
                 write("common_tags", [tag])
-                write("bits", bits)
-                write("ranks", ranks)
+                for level in LEVELS:
+                    least = _least_of_best(confidences, level)
+                    write("bits_from", [least])
+                    write("bits", _bitmap(ordinals[confidences >= least], len(images)))
+                counts = np.bitwise_count(_bitmap(ordinals, len(images)))
+                write("ranks", np.cumsum(counts, dtype=np.int32) - counts)
         write("starts", starts)
         write("lengths", [*lengths.values()][:-1])
         for file in files.values():
@@ -139,12 +142,18 @@ def _merged(
     return ordinals[order], confidences[order]
 
 
-def _bitmap(ordinals: Ints, images: int) -> tuple[NDArray[np.uint64], Ints]:
+def _least_of_best(confidences: Ints, share: int) -> int:
+    """Return the confidence that one entry in *share* reaches, and at least one does."""
+    if share == 1:
+        return 0
+    cut = len(confidences) - max(1, len(confidences) // share)
+    return int(np.partition(confidences, cut)[cut])
+
+
+def _bitmap(ordinals: Ints, images: int) -> NDArray[np.uint64]:
     flags = np.zeros(words_for(images) * 64, np.bool_)
     flags[ordinals] = True
-    bits = np.packbits(flags, bitorder="little").view(np.uint64)
-    counts = np.bitwise_count(bits).astype(np.int32)
-    return bits, np.cumsum(counts, dtype=np.int32) - counts
+    return np.packbits(flags, bitorder="little").view(np.uint64)
 
 
 def _sync_folder(path: Path) -> None:

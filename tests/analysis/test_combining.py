@@ -40,7 +40,7 @@ def test_all_who_wait_are_served_in_one_batch_each_with_its_own_answer() -> None
         first = pool.submit(combiner, 0)
         first_is_in.wait()
         others = [pool.submit(combiner, number) for number in range(1, 11)]
-        while len(combiner._waiting) < len(others):  # nothing else tells that they wait
+        while len(combiner._calls) < len(others):  # nothing else tells that they wait
             pass
         all_wait.set()
         answers = [future.result() for future in [first, *others]]
@@ -61,7 +61,7 @@ def test_more_than_fit_in_a_batch_are_served_in_several() -> None:
     with ThreadPoolExecutor(100) as pool:
         with lock:
             futures = [pool.submit(combiner, number) for number in range(100)]
-            while len(combiner._waiting) < len(futures):
+            while len(combiner._calls) < len(futures):
                 pass
         answers = [future.result() for future in futures]
 
@@ -79,7 +79,7 @@ def test_an_argument_that_cannot_be_served_spoils_nobody_elses_answer() -> None:
     with ThreadPoolExecutor(3) as pool:
         with lock:
             futures = [pool.submit(combiner, number) for number in (1, 0, 2)]
-            while len(combiner._waiting) < len(futures):
+            while len(combiner._calls) < len(futures):
                 pass
 
         assert futures[0].result() == 1
