@@ -50,9 +50,17 @@ serve: $(VENV)/.runtime ## Run the service on 127.0.0.1:50051 with ./picback-dat
 test: $(VENV)/.dev $(NODE_DEPS) ## Run all tests (make test T=tests/storage for some)
 	$(BIN)/python -m pytest $(T)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## 100,000 texts asked of random libraries; the matcher against looking at everything
+	$(BIN)/python -m tests.matching_fuzz
+
 .PHONY: storm
 storm: $(VENV)/.dev ## 500 SIGKILLs and 40 SIGTERMs under load; nothing may be lost (15 minutes)
 	$(BIN)/python -m tests.storm
+
+.PHONY: bench
+bench: $(VENV)/.dev ## What it costs, beside baselines, in 10 minutes (make bench ROWS="lemmas submit" for some)
+	$(BIN)/python -m benchmarks $(ROWS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## ruff, mypy --strict, import rules, buf lint

@@ -1,0 +1,183 @@
+"""Row `deliveries`: working off a backlog, against posting ready bytes.
+
+The backlog is made by a receiver that takes the first few callbacks and does not answer: what is
+submitted meanwhile piles up, accepted and due. When it begins to answer, the clock runs until it
+has answered them all. The baseline posts bytes of the same length to the same receiver, by as many
+threads as picback has: one `httpx.Client` each, so that none waits for another's pool.
+
+picback has 16 threads for deliveries and calls one destination at most 8 times at once. The table's
+row therefore has two destinations.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import httpx
+
+from benchmarks import pictures
+from benchmarks.harness import Figure, Findings, Growth, Target, median_of, paired, ratios
+from benchmarks.load import calls_per_second
+from benchmarks.receiver import receiving
+from benchmarks.service import serving
+from benchmarks.submit import IN_FLIGHT, Submitter
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Setup
+    from benchmarks.receiver import Receiver
+    from benchmarks.service import Service
+
+#: Of picback: `DispatcherSettings.delivery_threads`.
+THREADS: Final = 16
+#: The image that a text finds, by the tag that stands in it. 200 KB is the row's.
+SIZES: Final = {"thumbnail": 20_000, "photo": 200_000, "poster": 2_000_000}
+DESTINATIONS: Final = (1, 2, 4, 8)
+_ROW: Final = ("photo", 2)
+#: Paired runs of each point of a plot.
+_GROWTH_RUNS: Final = 2
+
+
+def measure(setup: Setup) -> Findings:
+    """Compare callbacks per second."""
+    with (
+        receiving(max(DESTINATIONS)) as receiver,
+        serving(setup.scratch / "deliveries", callbacks=receiver.addresses) as service,
+    ):
+        for tag, size in SIZES.items():
+            service.add_image(pictures.padded(size), tag)
+        bench = _Bench(setup, service, receiver)
+        bench.product("photo", 1)  # warm; and the sizes of bodies are known from here on
+        bench.baseline("photo", 1)
+        cpu_before = service.cpu_seconds()
+        runs = bench.compare(*_ROW, runs=setup.runs)
+        cpu = (service.cpu_seconds() - cpu_before) / (setup.runs * bench.count("photo"))
+        by_size = {
+            SIZES[tag]: runs if (tag, 2) == _ROW else bench.compare(tag, 2, runs=_GROWTH_RUNS)
+            for tag in SIZES
+        }
+        by_destination = {
+            many: runs
+            if ("photo", many) == _ROW
+            else bench.compare("photo", many, runs=_GROWTH_RUNS)
+            for many in DESTINATIONS
+        }
+    row = Figure(
+        title="deliveries of a 200 KB image, 2 destinations",
+        baseline=f"a bare loop of httpx.Client posts, {THREADS} threads",
+        unit="x",
+        runs=ratios(runs, "product", "baseline"),
+        target=Target(must=0.7, goal=0.95),
+        details={
+            "callbacks/s": median_of(runs, "product"),
+            "bare posts/s": median_of(runs, "baseline"),
+            "server CPU µs per query, submitting included": 1e6 * cpu,
+        },
+    )
+    single = by_destination[1]
+    return Findings(
+        figures=[
+            row,
+            Figure(
+                title="deliveries of a 200 KB image, 1 destination",
+                baseline="a bare loop of httpx.Client posts, 8 threads",
+                unit="x",
+                runs=ratios(single, "product", "baseline"),
+                details={
+                    "callbacks/s": median_of(single, "product"),
+                    "bare posts/s": median_of(single, "baseline"),
+                },
+            ),
+        ],
+        growths=[
+            Growth(
+                name="deliveries by image size",
+                x="size of the image (bytes)",
+                y="callbacks per second",
+                lines={
+                    label: [(size, median_of(found, name)) for size, found in by_size.items()]
+                    for label, name in _LABELS.items()
+                },
+            ),
+            Growth(
+                name="deliveries by destinations",
+                x="destinations with a backlog",
+                y="callbacks per second",
+                lines={
+                    label: [
+                        (many, median_of(found, name)) for many, found in by_destination.items()
+                    ]
+                    for label, name in _LABELS.items()
+                },
+            ),
+        ],
+    )
+
+
+_LABELS: Final = {"picback": "product", "bare httpx.Client": "baseline"}
+
+
+class _Bench:
+    def __init__(self, setup: Setup, service: Service, receiver: Receiver) -> None:
+        self._setup = setup
+        self._service = service
+        self._receiver = receiver
+        self._body_bytes: dict[str, int] = {}
+        # Made once: each loads the certificate authorities.
+        self._clients = [httpx.Client(trust_env=False) for _ in range(THREADS)]
+
+    def count(self, tag: str) -> int:
+        """Return how many callbacks a run has."""
+        return self._setup.size(96 if tag == "poster" else 480, 40)
+
+    def compare(self, tag: str, destinations: int, *, runs: int) -> list[dict[str, float]]:
+        if tag not in self._body_bytes:
+            self.product(tag, destinations)
+        return paired(
+            min(runs, self._setup.runs),
+            {
+                "product": lambda: self.product(tag, destinations),
+                "baseline": lambda: self.baseline(tag, destinations),
+            },
+        )
+
+    def product(self, tag: str, destinations: int) -> float:
+        """Return callbacks per second of picback's."""
+        count, receiver = self.count(tag), self._receiver
+        receiver.hold()
+        urls = receiver.urls[:destinations]
+        start = Submitter(self._service, *urls, text=f"a {tag}")
+        calls_per_second(start, calls=count, in_flight=IN_FLIGHT)
+        receiver.expect(count)
+        begun = time.monotonic_ns()
+        received = receiver.wait()
+        self._body_bytes[tag] = received.body_bytes // count
+        return count / (received.complete - begun) * 1e9
+
+    def baseline(self, tag: str, destinations: int) -> float:
+        """Return bare posts per second, by the threads that picback uses."""
+        count, receiver = self.count(tag), self._receiver
+        threads = min(THREADS, 8 * destinations)
+        body = bytes(self._body_bytes[tag])
+        receiver.expect(count)
+        begun = time.monotonic_ns()
+        posts = [
+            threading.Thread(
+                target=_post,
+                args=(client, receiver.urls[number % destinations], body),
+                kwargs={"count": count // threads + (number < count % threads)},
+            )
+            for number, client in enumerate(self._clients[:threads])
+        ]
+        for thread in posts:
+            thread.start()
+        received = receiver.wait()
+        for thread in posts:
+            thread.join()
+        return count / (received.complete - begun) * 1e9
+
+
+def _post(client: httpx.Client, url: str, body: bytes, *, count: int) -> None:
+    for _ in range(count):
+        client.post(url, content=body, headers={"content-type": "application/json"})
