@@ -9,13 +9,14 @@ import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from analysis.lemmas import Lemmatizer, LemmatizerError
+from analysis.lemmas import Lemmatizer, LemmatizerError, require_pipeline
 from analysis.pictures import PictureReader
 from analysis.taggers import TaggerLoadError
 from dispatcher import Dispatcher, HttpDeliverer, UrlGuard, new_secret
@@ -80,12 +81,13 @@ def wall_clock() -> int:
 class App:
     """A picback server with its dispatcher, on one data folder and one port.
 
-    Making one opens the data folder, binds the port and loads the models; nobody is
-    answered before `start`.
+    Making one opens the data folder and binds the port; nobody is answered before `start`,
+    which also loads the models.
 
     Raises:
-        ConfigError: The port is taken, a file cannot be read, a model is missing.
-        StorageError: The data folder is in use or cannot be used.
+        ConfigError: The port is taken, a file cannot be read, a pipeline is not installed.
+        StorageError: The data folder is in use or cannot be used; signing secrets in it are
+            encrypted with a key that the sealer lacks.
     """
 
     def __init__(self, config: Config, *, clock: Callable[[], int] = wall_clock) -> None:
@@ -105,7 +107,8 @@ class App:
             undo.pop_all()
 
     def _build(self, config: Config, clock: Callable[[], int]) -> None:
-        self.api_keys = ApiKeys(self._database)
+        self.api_keys = ApiKeys(self._database, sealer=config.sealer)
+        self._seal_secrets(config.sealer.current)
         self._images = Images(self._database)
         self._queries = Queries(self._database)
         self._keyring = Keyring(self.api_keys, clock=clock)
@@ -115,7 +118,8 @@ class App:
 
         guard = _make_guard(config)
         pictures = PictureReader(max_pixels=config.max_image_pixels)
-        self._tagger = _make_tagger(config, pictures)
+        require_pipeline(config.pipeline)
+        load_tagger = _tagger_loader(config, pictures)
         self._deliverer = HttpDeliverer(
             guard,
             timeout=config.callback_timeout,
@@ -128,11 +132,12 @@ class App:
             queries=self._queries,
             api_keys=self.api_keys,
             breakers=Breakers(self._database),
-            lemmatizer=Lemmatizer(config.pipeline),
-            tagger=self._tagger,
+            load_lemmatizer=partial(Lemmatizer, config.pipeline),
+            load_tagger=load_tagger,
             deliverer=self._deliverer,
             clock=clock,
         )
+        self._queries.on_submitted = self._dispatcher.wake_delivery
         service = ImageService(
             images=self._images,
             queries=self._queries,
@@ -153,6 +158,13 @@ class App:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.add_to(self._server, [_SERVICE, _HEALTH])
 
+    def _seal_secrets(self, key: str | None) -> None:
+        sealing = self.api_keys.seal_secrets()
+        if sealing.changed:
+            logger.info("secrets.encrypted", extra={"count": sealing.changed, "key": key})
+        if not sealing.wiped:
+            logger.warning("secrets.log_not_emptied")  # somebody reads; it is at the next stop
+
     @property
     def address(self) -> str:
         """Where it listens: HOST:PORT, with the port that was really bound."""
@@ -171,10 +183,24 @@ class App:
         )
 
     def start(self) -> None:
-        """Take up what an earlier process left, and answer calls."""
+        """Answer calls, and take up what an earlier process left.
+
+        Accepting and redelivering need no models and begin at once; health says SERVING when
+        this returns, with the models loaded.
+
+        Raises:
+            ConfigError: A model cannot be loaded; all is stopped again.
+            StorageError: The data folder cannot be used; all is stopped again.
+        """
         self._keyring.start()
-        self._dispatcher.start()
-        self._server.start()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
+            self._server.start()
+            try:
+                self._dispatcher.start()
+            except (LemmatizerError, TaggerLoadError) as error:
+                raise ConfigError(str(error)) from error
+            undo.pop_all()
         self._health.set_serving(serving=True)
         self._overseer.start()
         logger.info(
@@ -202,8 +228,6 @@ class App:
             logger.warning("server.calls_left")  # gRPC has lost track of one; nobody waits for it
         self._dispatcher.drain()
         self._deliverer.close()
-        if self._tagger is not None:
-            self._tagger.close()
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
         self._keyring.stop()
@@ -302,19 +326,25 @@ def _make_guard(config: Config) -> UrlGuard:
         raise ConfigError(msg) from error
 
 
-def _make_tagger(config: Config, pictures: PictureReader) -> Tagger | None:
+def _tagger_loader(config: Config, pictures: PictureReader) -> Callable[[], Tagger] | None:
+    """Check what the tagger is told, and return what loads it; None for none."""
     # Imported when chosen: each brings tens of megabytes that the other does not need.
     match config.tagger_in_use:
         case "clarifai":
             from analysis.taggers.clarifai import ClarifaiTagger  # noqa: PLC0415
 
             clarifai = config.clarifai
-            return ClarifaiTagger(
+            tagger = ClarifaiTagger(
                 token=clarifai.token, base=clarifai.base, insecure=clarifai.insecure
             )
+            return lambda: tagger
         case "local":
-            from analysis.taggers.local import LocalTagger  # noqa: PLC0415
 
-            return LocalTagger(reader=pictures)
+            def load() -> Tagger:
+                from analysis.taggers.local import LocalTagger  # noqa: PLC0415
+
+                return LocalTagger(reader=pictures)
+
+            return load
         case _:
             return None

@@ -27,7 +27,7 @@ _COMMANDS: Final[Mapping[str, _Place]] = {
     "destinations": _Place(
         "server.destinations_command",
         "destinations",
-        "List what is called back, and close circuit breakers.",
+        "List what is called back; close and open circuit breakers.",
     ),
     "images": _Place("callers.images", "images", "List, show, fetch, tag and delete images."),
     "keys": _Place("server.keys_command", "keys", "Make, list, rotate and revoke API keys."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from analysis.lemmas import DEFAULT_PIPELINE
 from dispatcher import DispatcherSettings
+from storage.sealing import Sealer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +71,8 @@ class Config:
     callback_timeout: float = 15.0
     #: How long calls under way may take to end when the server stops.
     stop_grace: float = 5.0
+    #: What encrypts signing secrets; without keys they are stored in clear.
+    sealer: Sealer = field(default_factory=Sealer)
     dispatcher: DispatcherSettings = field(default_factory=DispatcherSettings)
 
     def __post_init__(self) -> None:

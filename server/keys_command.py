@@ -1,20 +1,31 @@
-"""`picback keys`: make, list, rotate and revoke API keys, beside a running server or without one."""
+"""`picback keys`: make, list, rotate and revoke API keys, beside a running server or without one.
+
+The key that encrypts their signing secrets is made here, too.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from callers.secret_files import SecretFileError
 from callers.tables import print_table
-from server.beside import data_option, iso_time, json_option, opened
+from server.beside import (
+    data_option,
+    iso_time,
+    json_option,
+    opened,
+    opened_keys,
+    secrets_key_option,
+)
+from server.secrets_key_file import write_new_key
 from storage.api_keys import SCOPES, ApiKeys
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from storage.api_keys import ApiKey, Credentials
 
 
@@ -49,16 +60,23 @@ def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
     help="After how many days the key ends. Never if not given.",
 )
 @data_option
+@secrets_key_option
 @json_option
 def create_key(
-    name: str, scopes: tuple[str, ...], expires_in_days: int | None, data: Path, *, as_json: bool
+    name: str,
+    scopes: tuple[str, ...],
+    expires_in_days: int | None,
+    data: Path,
+    secrets_key_file: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Make an API key and print it, this once."""
     from dispatcher import new_secret  # noqa: PLC0415 - imports models' libraries
 
     now = _now()
-    with opened(data) as database:
-        credentials = ApiKeys(database).create(
+    with opened_keys(data, secrets_key_file) as api_keys:
+        credentials = api_keys.create(
             name,
             scopes=scopes or SCOPES,
             signing_secret=new_secret(),
@@ -115,13 +133,21 @@ def list_keys(data: Path, *, as_json: bool) -> None:
     help="How long the old key and the old signing secret go on working.",
 )
 @data_option
+@secrets_key_option
 @json_option
-def rotate_key(name_or_id: str, overlap_hours: int, data: Path, *, as_json: bool) -> None:
+def rotate_key(
+    name_or_id: str,
+    overlap_hours: int,
+    data: Path,
+    secrets_key_file: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     """Give a key a new token and a new signing secret."""
     from dispatcher import new_secret  # noqa: PLC0415 - imports models' libraries
 
-    with opened(data) as database:
-        credentials = ApiKeys(database).rotate(
+    with opened_keys(data, secrets_key_file) as api_keys:
+        credentials = api_keys.rotate(
             name_or_id,
             signing_secret=new_secret(),
             overlap=overlap_hours * 3_600_000,
@@ -142,6 +168,18 @@ def revoke_key(name_or_id: str, data: Path, *, as_json: bool) -> None:
         click.echo(json.dumps({"id": key.id, "name": key.name}))
     else:
         click.echo(f"revoked {key.name} ({key.id})")
+
+
+@keys.command("new-secrets-key-file")
+@click.argument("path", type=click.Path(path_type=Path))
+def new_secrets_key_file(path: Path) -> None:
+    """Write a new key to PATH, for --secrets-key-file."""
+    try:
+        sealer = write_new_key(path)
+    except SecretFileError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"wrote key {sealer.current} to {path}")
+    click.echo("\nKeep a copy of it, apart from those of the data folder: nothing else decrypts.")
 
 
 def _state(key: ApiKey) -> str:

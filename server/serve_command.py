@@ -5,28 +5,37 @@ Environment variables are read here and nowhere else, by click.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from callers.secret_files import SecretFileError, read_secret
-from server import logs
+from dispatcher import DispatcherSettings
+from server import allocator, logs
 from server.app import App
-from server.beside import data_option
+from server.beside import data_option, secrets_key_option
 from server.config import ClarifaiSettings, Config, ConfigError, TlsSettings
 from server.keys_command import credentials_json, print_credentials
+from server.secrets_key_file import read_sealer
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from storage.api_keys import Credentials
+
+
+logger = logging.getLogger(__name__)
+
+#: Where a first key is left, in the data folder, when nobody looks.
+_FIRST_KEY: Final = "first-key.json"
 
 
 @click.command()
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
     help="HOST:PORT; port 0 picks a free one, and the first line printed names it.",
 )
 @data_option
+@secrets_key_option
 @click.option(
     "--tagger",
     envvar="PICBACK_TAGGER",
@@ -113,6 +123,14 @@ if TYPE_CHECKING:
     help="Seconds that one attempt to call back may take as a whole.",
 )
 @click.option(
+    "--delivery-bytes",
+    envvar="PICBACK_DELIVERY_BYTES",
+    show_envvar=True,
+    type=click.IntRange(min=1),
+    default=DispatcherSettings().delivery_bytes,
+    help="Most bytes of images, in base64, in all attempts under way together.",
+)
+@click.option(
     "--stop-grace",
     envvar="PICBACK_STOP_GRACE",
     show_envvar=True,
@@ -165,6 +183,7 @@ if TYPE_CHECKING:
 )
 def serve(**options: Any) -> None:
     """Run the server and its dispatcher until SIGTERM or Ctrl-C."""
+    allocator.tune()
     logs.configure(level=options["log_level"], json_lines=options["log_format"] == "json")
     with _noting_stop_signals() as noted:
         app = _start(options)
@@ -204,6 +223,8 @@ def _start(options: dict[str, Any]) -> App:
         if first_key is not None and not on_a_terminal:
             # Before the first line, so that whoever waits for that can read the file.
             _write_first_key(first_key, options["data"])
+        elif options["secrets_key_file"] is not None and (options["data"] / _FIRST_KEY).exists():
+            logger.warning("secrets.first_key_in_clear", extra={"file": _FIRST_KEY})
     except (ConfigError, SecretFileError, StorageError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"picback is serving on {app.address}")
@@ -242,12 +263,14 @@ def _config(options: dict[str, Any]) -> Config:
         insecure=options["insecure"],
         callback_timeout=options["callback_timeout"],
         stop_grace=options["stop_grace"],
+        dispatcher=DispatcherSettings(delivery_bytes=options["delivery_bytes"]),
+        sealer=read_sealer(options["secrets_key_file"], data=options["data"]),
     )
 
 
 def _write_first_key(credentials: Credentials, data: Path) -> None:
     """Leave the key in a file that only its owner can read, never in a log."""
-    path = data / "first-key.json"
+    path = data / _FIRST_KEY
     try:
         path.unlink(missing_ok=True)  # whatever is there may be a link, or open to others
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 from storage.errors import KeyNameTakenError, KeyNotFoundError
 from storage.ids import new_id
+from storage.sealing import Sealer
+from storage.signing_secrets import SigningSecrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from storage.database import Connection, Database
+    from storage.signing_secrets import Sealing
 
 #: What a key can be allowed to do.
 SCOPES: Final = ("images.read", "images.write", "queries.read", "queries.write")
@@ -59,10 +62,14 @@ class Grant:
 
 
 class ApiKeys:
-    """The API keys of a database. Safe to use from any thread."""
+    """The API keys of a database. Safe to use from any thread.
 
-    def __init__(self, database: Database) -> None:
+    *sealer* encrypts their signing secrets; without one they are stored in clear.
+    """
+
+    def __init__(self, database: Database, *, sealer: Sealer | None = None) -> None:
         self._database = database
+        self._secrets = SigningSecrets(database, sealer or Sealer())
 
     def create(
         self,
@@ -77,6 +84,7 @@ class ApiKeys:
 
         Raises:
             KeyNameTakenError: A key of this name exists and is not revoked.
+            SealError: The secret cannot be encrypted as the others are.
         """
         id_, token = new_id("key", now=now), _new_token()
 
@@ -90,7 +98,7 @@ class ApiKeys:
                 "INSERT INTO api_key (id, name, scopes, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
                 (id_, name, json.dumps(list(scopes)), now, expires_at),
             )
-            _add_credentials(connection, id_, token, signing_secret, now)
+            self._add_credentials(connection, id_, token, signing_secret, now)
 
         self._database.write(operation)
         return Credentials(id=id_, token=token, signing_secret=signing_secret)
@@ -102,6 +110,7 @@ class ApiKeys:
 
         Raises:
             KeyNotFoundError: There is no such key, or it is revoked.
+            SealError: The secret cannot be encrypted as the others are.
         """
         token = _new_token()
 
@@ -113,7 +122,7 @@ class ApiKeys:
                     " WHERE key_id = ?2 AND (expires_at IS NULL OR expires_at > ?1)",
                     (now + overlap, id_),
                 )
-            _add_credentials(connection, id_, token, signing_secret, now)
+            self._add_credentials(connection, id_, token, signing_secret, now)
             return id_
 
         id_ = self._database.write(operation)
@@ -173,15 +182,16 @@ class ApiKeys:
         }
 
     def signing_secrets(self, key_id: str, *, now: int) -> list[str]:
-        """Return the secrets that sign for a key now: the newest first, then unexpired ones."""
-        return [
-            row[0]
-            for row in self._database.read(
-                "SELECT secret FROM signing_secret"
-                " WHERE key_id = ? AND (expires_at IS NULL OR expires_at > ?) ORDER BY id DESC",
-                (key_id, now),
-            )
-        ]
+        """Return the secrets that sign for a key now: the newest first, then unexpired ones.
+
+        Raises:
+            SealError: One cannot be decrypted.
+        """
+        return self._secrets.of(key_id, now=now)
+
+    def seal_secrets(self) -> Sealing:
+        """See `SigningSecrets.seal_all`: for the server, before it works."""
+        return self._secrets.seal_all()
 
     def note_use(self, last_used_at: Mapping[str, int]) -> None:
         """Record when keys were last used: key id -> time."""
@@ -193,6 +203,15 @@ class ApiKeys:
                 ).rowcount
             )
         )
+
+    def _add_credentials(
+        self, connection: Connection, id_: str, token: str, secret: str, now: int
+    ) -> None:
+        connection.execute(
+            "INSERT INTO api_token (digest, key_id, created_at) VALUES (?, ?, ?)",
+            (digest(token), id_, now),
+        )
+        self._secrets.add(connection, secret, key_id=id_, now=now)
 
 
 def digest(token: str) -> bytes | None:
@@ -213,17 +232,6 @@ def _new_token() -> str:
 
 def _checksum(body: str) -> str:
     return f"{zlib.crc32(body.encode()):08x}"
-
-
-def _add_credentials(connection: Connection, id_: str, token: str, secret: str, now: int) -> None:
-    connection.execute(
-        "INSERT INTO api_token (digest, key_id, created_at) VALUES (?, ?, ?)",
-        (digest(token), id_, now),
-    )
-    connection.execute(
-        "INSERT INTO signing_secret (key_id, secret, created_at) VALUES (?, ?, ?)",
-        (id_, secret, now),
-    )
 
 
 def _active_id(connection: Connection, name_or_id: str) -> str:

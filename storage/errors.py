@@ -23,6 +23,10 @@ class UnusableDatabaseError(StorageError):
     """The data folder holds no database that this version of picback can use."""
 
 
+class SealError(StorageError):
+    """A signing secret cannot be decrypted, or must not be stored as it is asked for."""
+
+
 class RequestIdReusedError(Exception):
     """This request_id was used before, for another request."""
 

@@ -60,13 +60,15 @@ def m0002_api_keys(db: Database) -> None:
             expires_at INTEGER
         ) STRICT, WITHOUT ROWID
     """)
+    # sealed_with: the fingerprint of the key that encrypted the secret; NULL: it is in clear.
     db.execute("""
         CREATE TABLE signing_secret (
-            id         INTEGER PRIMARY KEY AUTOINCREMENT,
-            key_id     TEXT NOT NULL REFERENCES api_key(id),
-            secret     TEXT NOT NULL,
-            created_at INTEGER NOT NULL,
-            expires_at INTEGER
+            id          INTEGER PRIMARY KEY AUTOINCREMENT,
+            key_id      TEXT NOT NULL REFERENCES api_key(id),
+            secret      BLOB NOT NULL,
+            sealed_with TEXT,
+            created_at  INTEGER NOT NULL,
+            expires_at  INTEGER
         ) STRICT
     """)
 
@@ -144,11 +146,12 @@ def m0004_queries(db: Database) -> None:
             id       INTEGER PRIMARY KEY AUTOINCREMENT,
             name     TEXT NOT NULL UNIQUE,
             state    TEXT NOT NULL DEFAULT 'CLOSED'
-                     CHECK (state IN ('CLOSED', 'OPEN', 'RECOVERING')),
+                     CHECK (state IN ('CLOSED', 'OPEN', 'RECOVERING', 'HELD')),
             probe_at INTEGER NOT NULL DEFAULT 0,
             openings INTEGER NOT NULL DEFAULT 0
         ) STRICT
     """)
+    db.execute("CREATE INDEX destination_not_closed ON destination(id) WHERE state <> 'CLOSED'")
     db.execute("""
         CREATE TABLE query (
             seq             INTEGER PRIMARY KEY AUTOINCREMENT,
