@@ -2,20 +2,20 @@
 
 No word lists of ours: whatever a pipeline does not know, neither does picback. The one rule to
 keep: forms and lemmas come in lower case and plain (`analysis.lemmas`), and the caller holds the
-pipeline's lock, as a look-up fills the pipeline's vocabulary and cache.
+pipeline's lock, as a look-up fills the pipeline's vocabulary and cache. spaCy is imported where it
+is needed, as in `analysis.lemmas`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
-
-from spacy.pipeline import Lemmatizer as TableLemmatizer
-from spacy.tokens import Doc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from spacy.language import Language
+    from spacy.pipeline import Lemmatizer as TableLemmatizer
     from spacy.tokens import Token
 
 #: Marks a word as a verb, so that the tag *fishing* (key `fish.v`) is in "men fish" (reading
@@ -29,7 +29,8 @@ _NOUNS = frozenset({"NOUN", "PROPN"})
 _BEFORE_NOUN = frozenset({"ADJ", "ADP", "DET", "NUM", "VERB"})
 _AFTER_FIRST_NOUN = frozenset({"ADP", "CCONJ", "NOUN", "PUNCT"})
 
-# spaCy never empties its cache of rule lemmas, at some 250 bytes a word.
+# Texts repeat words, and the lemmatizer takes 20 us for one. spaCy never empties its own cache of
+# lemmas; both together take some 500 bytes a word.
 _MOST_CACHED = 50_000
 
 
@@ -37,16 +38,22 @@ class Dictionary:
     """The words that a pipeline's rule lemmatizer knows, and its rules for a word by itself."""
 
     def __init__(self, rules: TableLemmatizer, *, language: str | None) -> None:
+        from spacy.tokens import Doc  # noqa: PLC0415 - there by now
+
         known = rules.lookups.get_table("lemma_index", {})
         self._rules = rules
+        self._make_doc = partial(Doc, rules.vocab)
         self._nouns = frozenset(known.get("noun", ()))
         self._verbs = frozenset(known.get("verb", ()))
         self._adjectives = frozenset(known.get("adj", ()))
+        self._known: dict[tuple[str, str], list[str]] = {}
         self._has_gerunds = language == "en"
 
     @classmethod
     def of(cls, nlp: Language) -> Dictionary | None:
         """Return the dictionary of *nlp*, if it has a rule lemmatizer that knows nouns."""
+        from spacy.pipeline import Lemmatizer as TableLemmatizer  # noqa: PLC0415 - there by now
+
         for _, component in nlp.pipeline:
             if isinstance(component, TableLemmatizer) and component.mode == "rule":
                 dictionary = cls(component, language=nlp.lang)
@@ -89,5 +96,10 @@ class Dictionary:
     def _lemmas(self, form: str, part_of_speech: str) -> list[str]:
         if len(self._rules.cache) > _MOST_CACHED:
             self._rules.cache.clear()
-        word = Doc(self._rules.vocab, words=[form], pos=[part_of_speech])[0]
-        return [lemma.lower() for lemma in self._rules.lemmatize(word)]
+            self._known.clear()
+        known = self._known.get((form, part_of_speech))
+        if known is None:
+            word = self._make_doc(words=[form], pos=[part_of_speech])[0]
+            known = [lemma.lower() for lemma in self._rules.lemmatize(word)]
+            self._known[form, part_of_speech] = known
+        return known

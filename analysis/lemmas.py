@@ -5,6 +5,8 @@ tag has not, and the pipeline takes a lone "leaves" for *leave*. The two sides t
 what a word means by itself, worked out in the same way for both (`analysis.dictionary`). The one
 rule to keep: whatever changes the readings of one side has to change those of the other.
 Why each rule is as it is: docs/lemmas.md.
+
+spaCy takes most of a second to import, so that is left to whoever makes a `Lemmatizer`.
 """
 
 from __future__ import annotations
@@ -12,12 +14,10 @@ from __future__ import annotations
 import threading
 import unicodedata
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import spacy
-from spacy.util import is_package
 
 from analysis.combining import Combiner
 from analysis.dictionary import VERB_MARK, Dictionary
@@ -220,13 +220,28 @@ def _runs(terms: Sequence[Term], longest: int) -> Iterator[tuple[int, int]]:
             yield begin, end
 
 
-def _load(pipeline: str) -> Language:
-    if not is_package(pipeline) and not Path(pipeline).is_dir():
+def require_pipeline(pipeline: str) -> None:
+    """Check that there is a pipeline of this name, without the time that loading it takes.
+
+    Raises:
+        LemmatizerError: It is neither an installed package nor a folder.
+    """
+    if Path(pipeline).is_dir():
+        return
+    try:
+        metadata.distribution(pipeline)
+    except (metadata.PackageNotFoundError, ValueError):  # the latter for an empty name
         msg = (
             f"The spaCy pipeline {pipeline!r} is not installed: install it with"
             f" `python -m pip install {pipeline}`, or name the folder it is in."
         )
-        raise LemmatizerError(msg)
+        raise LemmatizerError(msg) from None
+
+
+def _load(pipeline: str) -> Language:
+    require_pipeline(pipeline)
+    import spacy  # noqa: PLC0415 - see the module's text
+
     try:
         nlp = spacy.load(pipeline, exclude=_NOT_FOR_LEMMAS)
         if any(nlp.get_pipe_meta(name).factory not in _FOR_LEMMAS for name in nlp.pipe_names):

@@ -46,7 +46,9 @@ _RETRIES: Final = {
     "backoffMultiplier": 2,
 }
 #: A stopping server answers UNAVAILABLE, and CANCELLED to calls that race its stop.
-#: RESOURCE_EXHAUSTED comes with the server's own waiting time when it is overloaded.
+#: RESOURCE_EXHAUSTED comes with the server's own waiting time when it is overloaded. When the
+#: server's disk is full it comes without one, and these few attempts in two seconds are vain at
+#: worst: nothing was stored.
 #: RedeliverQuery has no request_id: after CANCELLED it may have happened already. WatchQuery
 #: is not retried here, because `Client.watch` does that with more patience.
 _SERVICE_CONFIG: Final = {

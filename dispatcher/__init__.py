@@ -6,7 +6,6 @@ package imports `storage` and `analysis`, speaks HTTP, and knows nothing of gRPC
 
 from dispatcher.deliverer import HttpDeliverer
 from dispatcher.dispatcher import Dispatcher
-from dispatcher.matcher import Matching
 from dispatcher.settings import DispatcherSettings
 from dispatcher.signature import SignatureError, decode_secret, new_secret, verify
 from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError, UrlGuard
@@ -17,7 +16,6 @@ __all__ = [
     "DispatcherSettings",
     "ForbiddenCallbackError",
     "HttpDeliverer",
-    "Matching",
     "SignatureError",
     "UrlGuard",
     "decode_secret",

@@ -46,8 +46,13 @@ class Target:
     @property
     def url(self) -> str:
         """The canonical URL: parsing it again gives an equal target."""
+        return f"{self.scheme}://{self.authority}{self.target}"
+
+    @property
+    def authority(self) -> str:
+        """The ``Host`` header: the port is there unless it is the scheme's own."""
         port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{self._bracketed_host}{port}{self.target}"
+        return f"{self._bracketed_host}{port}"
 
     @property
     def _bracketed_host(self) -> str:

@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import httpx
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,10 +26,10 @@ class Deadline:
         """Return the seconds that are left, more than 0: fit for ``socket.settimeout``.
 
         Raises:
-            httpx.TimeoutException: None are left.
+            TimeoutError: None are left.
         """
         left = self.at - self.clock()
         if left <= 0:
             msg = "the deadline has passed"
-            raise httpx.TimeoutException(msg)
+            raise TimeoutError(msg)
         return left

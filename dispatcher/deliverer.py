@@ -6,32 +6,29 @@ exception, and the sentences in it name no resolved address and quote no library
 
 from __future__ import annotations
 
+import ssl
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import h11
 import httpx
 
 from dispatcher.deadline import Deadline
-from dispatcher.dialer import Dialer, NameLookupError, RefusedError
+from dispatcher.dialer import Dialer, NameLookupError, connect_tcp
 from dispatcher.resolver import BoundedResolver, system_resolver
 from dispatcher.retry_after import parse_retry_after
-from dispatcher.stream import TlsError
 from dispatcher.transport import GuardedTransport
 from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Mapping
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
 
     from dispatcher.url_guard import Resolver, UrlGuard
 
 #: Seconds for a whole attempt. Source: Standard Webhooks recommends 15 to 30.
 ATTEMPT_TIMEOUT = 15.0
-
-#: Bytes of an answer's body that are read; the connection is dropped if there are more.
-MAX_BODY_BYTES = 64 * 1024
 
 #: Bytes of an answer's body that are kept, for the caller who submitted the query.
 MAX_EXCERPT_BYTES = 1024
@@ -81,7 +78,7 @@ Outcome = Answered | Failed
 class Deliverer(Protocol):
     """Calls receivers back."""
 
-    def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Outcome:
+    def deliver(self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]) -> Outcome:
         """POST *body* to *url* once. Does not raise for what a receiver or the network does."""
         ...
 
@@ -102,6 +99,7 @@ class HttpDeliverer:
         timeout: Seconds for everything: look-up, connecting, TLS, sending, and reading the answer.
         user_agent: The header of that name.
         resolver: Looks names up; may hang.
+        connect: As `dialer.connect_tcp`.
         ssl_context: Verifies receivers. None: the certificate authorities of ``certifi``.
         ca_file: Certificates (PEM) to trust as well, say of a company's own authority.
         max_idle_connections: Connections kept open while idle, over all receivers.
@@ -117,6 +115,7 @@ class HttpDeliverer:
         timeout: float = ATTEMPT_TIMEOUT,
         user_agent: str = "picback",
         resolver: Resolver = system_resolver,
+        connect: Callable[[str, int, float], socket.socket] = connect_tcp,
         ssl_context: ssl.SSLContext | None = None,
         ca_file: str | None = None,
         max_idle_connections: int = MAX_IDLE_CONNECTIONS,
@@ -134,7 +133,12 @@ class HttpDeliverer:
         self._clock = clock
         self._monotonic = monotonic
         self._transport = GuardedTransport(
-            Dialer(guard, resolver=BoundedResolver(resolver), ssl_context=ssl_context),
+            Dialer(
+                guard,
+                resolver=BoundedResolver(resolver),
+                ssl_context=ssl_context,
+                connect=connect,
+            ),
             max_idle=max_idle_connections,
             keep_idle=keep_idle,
             clock=monotonic,
@@ -150,52 +154,46 @@ class HttpDeliverer:
         """Connections opened so far; the rest of the requests reused one."""
         return self._transport.connections
 
-    def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Outcome:
+    def deliver(self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]) -> Outcome:
         """POST *body* to *url*, once, within one deadline. Redirects are not followed.
 
         Args:
             url: Checked here again, because it may have been stored under another policy.
             headers: In lower case; ``host``, ``user-agent``, ``accept-encoding`` and
                 ``content-length`` are added.
-            body: Sent as it is.
+            body: In pieces, sent as they are.
         """
         deadline = Deadline(self._monotonic() + self._timeout, self._monotonic)
         try:
-            request = httpx.Request(
-                "POST",
-                self._guard.check(url).url,
-                headers={
-                    **headers,
-                    "user-agent": self._user_agent,
-                    "accept-encoding": "identity",
-                },
-                content=body,
-                extensions={"deadline": deadline},
+            target = self._guard.check(url)
+            answer = self._transport.handle_request(
+                httpx.Request(
+                    "POST",
+                    target.url,
+                    headers={
+                        "host": target.authority,
+                        **headers,
+                        "user-agent": self._user_agent,
+                        "accept-encoding": "identity",
+                        "content-length": str(sum(map(len, body))),
+                    },
+                    content=body,
+                    extensions={"target": target, "deadline": deadline},
+                )
             )
-            with closing(self._transport.handle_request(request)) as response:
-                return self._read(response)
         except tuple(_FAILURES) as exc:
             return _failed(exc)
+        wish = answer.headers.get("webhook-delivery", "").lower()
+        return Answered(
+            status=answer.status_code,
+            retry_after=parse_retry_after(answer.headers.get("retry-after"), now=self._clock()),
+            excerpt=b"".join(answer.iter_raw())[:MAX_EXCERPT_BYTES],
+            gone=answer.status_code == 410 or wish in {"disable", "abort-message"},
+        )
 
     def close(self) -> None:
         """Close idle connections now, and those in use when their attempt ends."""
         self._transport.close()
-
-    def _read(self, response: httpx.Response) -> Answered:
-        excerpt = b""
-        size = 0
-        for chunk in response.iter_raw():
-            excerpt += chunk[: MAX_EXCERPT_BYTES - len(excerpt)]
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                break
-        wish = response.headers.get("webhook-delivery", "").strip().lower()
-        return Answered(
-            status=response.status_code,
-            retry_after=parse_retry_after(response.headers.get("retry-after"), now=self._clock()),
-            excerpt=excerpt,
-            gone=response.status_code == 410 or wish in {"disable", "abort-message"},
-        )
 
 
 # What the transport may raise, and what that means to a caller. The first that fits counts.
@@ -203,17 +201,23 @@ _FAILURES: dict[type[Exception], tuple[str, str]] = {
     CallbackUrlError: ("CALLBACK_URL_INVALID", "The callback URL cannot be parsed without doubt."),
     ForbiddenCallbackError: ("ADDRESS_FORBIDDEN", "This server may not call the callback's host."),
     NameLookupError: ("DNS_ERROR", "The callback's host name could not be resolved."),
-    RefusedError: ("CONNECTION_REFUSED", "Nobody listens at the callback's address."),
-    TlsError: ("TLS_ERROR", "There is no TLS connection that proves the callback's name"),
-    httpx.TimeoutException: ("TIMEOUT", "There was no complete answer before the deadline."),
-    httpx.ProtocolError: ("PROTOCOL_ERROR", "The answer was not HTTP."),
-    httpx.NetworkError: ("CONNECTION_FAILED", "The connection broke, or there was no route."),
+    TimeoutError: ("TIMEOUT", "There was no complete answer before the deadline."),
+    ConnectionRefusedError: ("CONNECTION_REFUSED", "Nobody listens at the callback's address."),
+    ssl.SSLError: ("TLS_ERROR", "There is no TLS connection that proves the callback's name"),
+    h11.RemoteProtocolError: ("PROTOCOL_ERROR", "The answer was not HTTP."),
+    OSError: ("CONNECTION_FAILED", "The connection broke, or there was no route."),
 }
 
 
 def _failed(exc: Exception) -> Failed:
     reason, message = next(failure for kind, failure in _FAILURES.items() if isinstance(exc, kind))
-    if isinstance(exc, TlsError):
-        # OpenSSL's words: "certificate has expired" tells the receiver's owner what to do.
-        message = f"{message}: {exc}."
+    if isinstance(exc, ssl.SSLError):
+        message = f"{message}: {_words_of(exc)}."
     return Failed(reason=reason, message=message)
+
+
+def _words_of(error: ssl.SSLError) -> str:
+    """Return OpenSSL's words: "certificate has expired" tells the receiver's owner what to do."""
+    verify_message = getattr(error, "verify_message", None)  # SSLCertVerificationError only
+    # Not the whole text, which names source lines.
+    return verify_message or (error.reason or "handshake failure").replace("_", " ").lower()

@@ -1,9 +1,9 @@
 """Whose turn it is: which destinations may be called now, and how often at once.
 
 A destination is scheme, host and port: what fails together. One that hangs or refuses must
-not take the threads of the others, so each has a limit of attempts under way that follows
-what it can bear, and a circuit breaker that leaves it alone while it is down. Waiting for a
-breaker uses up no attempt of any query.
+not take the threads of the others, so each has a limit of attempts under way that begins at
+one and follows what it can bear, and a circuit breaker that leaves it alone while it is down.
+Waiting for a breaker uses up no attempt of any query.
 
 Everything here is in memory; time is passed in. What must outlive a restart (breakers) is
 handed out to be saved and taken back at start.
@@ -40,19 +40,44 @@ OPEN_SECONDS: Final = (5.0, 300.0)
 KEPT_FOR_FIRST: Final = 0.25
 
 
+class _Window:
+    """Outcomes of the last minute, and how many of them were failures."""
+
+    def __init__(self) -> None:
+        self._outcomes: deque[tuple[int, bool]] = deque()
+        self._failed = 0
+
+    def note(self, *, ok: bool, now: int) -> None:
+        """Add an outcome, and forget those that are too old."""
+        self._outcomes.append((now, ok))
+        self._failed += not ok
+        while self._outcomes[0][0] < now - WINDOW_SECONDS * 1000:
+            _, was_ok = self._outcomes.popleft()
+            self._failed -= not was_ok
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether half of enough attempts failed."""
+        return len(self._outcomes) >= FEWEST_IN_WINDOW and 2 * self._failed >= len(self._outcomes)
+
+
 @dataclass(slots=True)
 class _Destination:
-    limit: float = float(MOST_AT_ONCE)
+    limit: float = 1.0
+    #: No failure yet, nor the highest limit: nothing is known but good, so far.
+    is_new: bool = True
     under_way: int = 0
     last_turn: int = 0
     failures_in_a_row: int = 0
-    window: deque[tuple[int, bool]] = field(default_factory=deque)
+    window: _Window = field(default_factory=_Window)
     state: str = "CLOSED"
     probe_at: int = 0
     openings: int = 0
 
     def capacity(self, now: int) -> int:
         """Return how many more attempts may begin now."""
+        if self.state == "HELD":
+            return 0
         if self.state == "OPEN":
             return 1 if now >= self.probe_at and self.under_way == 0 else 0
         return max(0, int(self.limit) - self.under_way)
@@ -82,24 +107,28 @@ class Destinations:
                 destination.state = breaker.state
                 destination.probe_at = breaker.probe_at
                 destination.openings = breaker.openings
-                if breaker.state == "RECOVERING":
-                    destination.limit = 1.0
 
-    def close_all_but(self, breakers: Iterable[Breaker]) -> None:
-        """Close what an operator has closed: every breaker that is not among *breakers*."""
-        kept = {breaker.destination for breaker in breakers}
+    def obey(self, breakers: Iterable[Breaker]) -> None:
+        """Take up what an operator did, who changes what is kept and not what is here.
+
+        Every breaker that is not among *breakers* is closed, and one that is HELD there is here.
+        """
+        kept = {breaker.destination: breaker.state for breaker in breakers}
         with self._lock:
             for id_, destination in self._destinations.items():
                 if destination.state != "CLOSED" and id_ not in kept:
                     self._destinations[id_] = _Destination(
                         under_way=destination.under_way, last_turn=destination.last_turn
                     )
+            for id_, state in kept.items():
+                if state == "HELD":
+                    self._of(id_).state = state
 
     @property
-    def any_broken(self) -> bool:
-        """Whether any breaker is open or recovering."""
+    def any_held(self) -> bool:
+        """Whether an operator holds a breaker open: nothing but the operator ends that."""
         with self._lock:
-            return any(each.state != "CLOSED" for each in self._destinations.values())
+            return any(each.state == "HELD" for each in self._destinations.values())
 
     def take_turns(self, waiting: Sequence[DueQueue], *, free: int, now: int) -> list[Turn]:
         """Give out at most *free* turns, one at a time to each destination in rotation.
@@ -154,7 +183,7 @@ class Destinations:
             known.under_way -= 1
             if retry:
                 self._retries_under_way -= 1
-            if outcome is None:
+            if outcome is None or known.state == "HELD":
                 return None
             before = (known.state, known.probe_at)
             if is_failure(outcome):
@@ -197,17 +226,15 @@ class Destinations:
             self._retries_under_way += 1
 
     def _failed(self, destination: _Destination, outcome: Outcome, now: int) -> None:
+        destination.is_new = False
         if _is_overload(outcome):
             destination.limit = max(1.0, destination.limit / 2)
         destination.failures_in_a_row += 1
-        failed = _note(destination, ok=False, now=now)
+        destination.window.note(ok=False, now=now)
         if (
             destination.state != "CLOSED"
             or destination.failures_in_a_row >= FAILURES_IN_A_ROW
-            or (
-                len(destination.window) >= FEWEST_IN_WINDOW
-                and 2 * failed >= len(destination.window)
-            )
+            or destination.window.is_bad
         ):
             self._open(destination, now)
 
@@ -239,23 +266,20 @@ def _is_overload(outcome: Outcome) -> bool:
 
 def _succeeded(destination: _Destination, now: int) -> None:
     destination.failures_in_a_row = 0
-    _note(destination, ok=True, now=now)
+    destination.window.note(ok=True, now=now)
     if destination.state == "OPEN":
         # The probe got through: one at a time at first, then more with every answer.
         destination.state, destination.limit = "RECOVERING", 1.0
-    elif destination.state == "RECOVERING":
-        # Each answer lets one more in beside it: 1, 2, 4, 8 as rounds go.
-        destination.limit = min(float(MOST_AT_ONCE), destination.limit + 1)
-        if destination.limit >= MOST_AT_ONCE:
-            destination.state, destination.openings = "CLOSED", 0
-            destination.window.clear()
-    else:
-        destination.limit = min(float(MOST_AT_ONCE), destination.limit + 1 / destination.limit)
-
-
-def _note(destination: _Destination, *, ok: bool, now: int) -> int:
-    """Add an outcome to the window; return how many of those in it failed."""
-    destination.window.append((now, ok))
-    while destination.window[0][0] < now - WINDOW_SECONDS * 1000:
-        destination.window.popleft()
-    return sum(not each for _, each in destination.window)
+        return
+    # Where nothing bad is known, or no longer, each answer lets one more in beside it: 1, 2, 4, 8
+    # as rounds go. One that was overloaded gets one more a round.
+    is_fast = destination.is_new or destination.state == "RECOVERING"
+    destination.limit = min(
+        float(MOST_AT_ONCE), destination.limit + (1 if is_fast else 1 / destination.limit)
+    )
+    if destination.limit < MOST_AT_ONCE:
+        return
+    destination.is_new = False
+    if destination.state == "RECOVERING":
+        destination.state, destination.openings = "CLOSED", 0
+        destination.window = _Window()

@@ -8,15 +8,13 @@ who would look up a second time (DNS rebinding).
 from __future__ import annotations
 
 import socket
-import ssl
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-import httpx
-
-from dispatcher.stream import DeadlineStream, TlsError
+from dispatcher.stream import DeadlineStream
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from dispatcher.deadline import Deadline
@@ -27,12 +25,8 @@ if TYPE_CHECKING:
 MAX_DIALLED = 4
 
 
-class NameLookupError(httpx.ConnectError):
+class NameLookupError(OSError):
     """The host has no address, or nobody could say."""
-
-
-class RefusedError(httpx.ConnectError):
-    """Nobody listens there."""
 
 
 def connect_tcp(address: str, port: int, timeout: float) -> socket.socket:
@@ -72,7 +66,8 @@ class Dialer:
 
         Raises:
             ForbiddenCallbackError: The host, one of its addresses, or the peer, is forbidden.
-            httpx.TransportError: There is no connection; may pass. The subclass tells why.
+            OSError: There is no connection; may pass. The subclass tells why: `NameLookupError`,
+                `TimeoutError`, `ConnectionRefusedError` or `ssl.SSLError`.
         """
         addresses = self._guard.vet(host, port, self._look_up(host, port, deadline))
         sock = self._connect_to_one(addresses[:MAX_DIALLED], port, deadline)
@@ -80,10 +75,8 @@ class Dialer:
             self._guard.vet(host, port, [sock.getpeername()[0]])
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if scheme == "https":
-                sock = self._start_tls(sock, host, deadline)
-        except OSError as exc:
-            sock.close()
-            raise httpx.ConnectError(str(exc)) from exc
+                sock.settimeout(deadline.left())  # for the handshake as a whole
+                sock = self._ssl_context.wrap_socket(sock, server_hostname=host)
         except BaseException:
             sock.close()
             raise
@@ -97,33 +90,20 @@ class Dialer:
         name = host if self._guard.allows_exactly(host, port) else f"{host}."
         try:
             return self._resolver.resolve(name, port, timeout=deadline.left())
-        except TimeoutError as exc:
-            raise httpx.ConnectTimeout(str(exc)) from exc
+        except TimeoutError:
+            raise
         except OSError as exc:
             raise NameLookupError(str(exc)) from exc
 
     def _connect_to_one(self, addresses: list[str], port: int, deadline: Deadline) -> socket.socket:
         """Try each of *addresses*, giving each a fair share of the time that is left."""
-        failure: httpx.TransportError | None = None
+        failure: OSError | None = None
         for untried, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 return self._connect(address, port, deadline.left() / untried)
-            except TimeoutError as exc:
-                failure = httpx.ConnectTimeout(str(exc))
-            except ConnectionRefusedError as exc:
-                failure = RefusedError(str(exc))
             except OSError as exc:
-                failure = httpx.ConnectError(str(exc))
+                failure = exc
         raise failure or NameLookupError("no address")
-
-    def _start_tls(self, sock: socket.socket, host: str, deadline: Deadline) -> ssl.SSLSocket:
-        sock.settimeout(deadline.left())  # for the handshake as a whole
-        try:
-            return self._ssl_context.wrap_socket(sock, server_hostname=host)
-        except TimeoutError as exc:
-            raise httpx.ConnectTimeout(str(exc)) from exc
-        except ssl.SSLError as exc:
-            raise TlsError(exc) from exc
 
 
 def _is_ip_literal(host: str) -> bool:

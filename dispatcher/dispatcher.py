@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dispatcher.byte_budget import ByteBudget
 from dispatcher.destinations import Destinations
 from dispatcher.lane import Lane
+from dispatcher.late_matcher import LateMatcher
 from dispatcher.matcher import Matcher
 from dispatcher.patience import Patience
 from dispatcher.retry import RetryPolicy
@@ -33,7 +35,12 @@ class Dispatcher:
     """Tags images, matches queries and calls back, from `start` until `drain`.
 
     One for a database: `start` takes every lease that it finds for one of a process that
-    has died. *clock* tells the wall-clock time in milliseconds since the epoch.
+    has died.
+
+    Args:
+        load_lemmatizer: Called by `start`, once what needs no lemmas is under way.
+        load_tagger: The same for the tagger; None: nobody tags images.
+        clock: Tells the wall-clock time in milliseconds since the epoch.
     """
 
     def __init__(
@@ -45,22 +52,28 @@ class Dispatcher:
         queries: Queries,
         api_keys: ApiKeys,
         breakers: Breakers,
-        lemmatizer: Lemmatizer,
-        tagger: Tagger | None,
+        load_lemmatizer: Callable[[], Lemmatizer],
+        load_tagger: Callable[[], Tagger] | None,
         deliverer: Deliverer,
         clock: Callable[[], int],
         policy: RetryPolicy | None = None,
     ) -> None:
+        self._settings = settings
         self._images = images
+        self._tags = tags
         self._queries = queries
+        self._load_lemmatizer = load_lemmatizer
+        self._load_tagger = load_tagger
         self._clock = clock
         self._policy = policy or RetryPolicy()
+        self._budget = ByteBudget(settings.delivery_bytes)
         self._patience = Patience()
-        self._matcher = Matcher(tags=tags, images=images, lemmatizer=lemmatizer)
+        self._matcher = LateMatcher()
         self._schedule = Schedule(
             queries=queries,
             breakers=breakers,
             destinations=Destinations(threads=settings.delivery_threads),
+            can_match=self._matcher.has_come,
             clock=clock,
         )
         self._delivery = DeliveryWorker(
@@ -69,6 +82,7 @@ class Dispatcher:
             api_keys=api_keys,
             matcher=self._matcher,
             deliverer=deliverer,
+            budget=self._budget,
             policy=self._policy,
             patience=self._patience,
             schedule=self._schedule,
@@ -82,37 +96,55 @@ class Dispatcher:
             process=self._delivery.process,
             clock=clock,
         )
+        self._tagger: Tagger | None = None
         self._tagging: TaggingWorker | None = None
         self._tagging_lane: Lane[TaggingLease] | None = None
-        if tagger is not None:
-            self._tagging = TaggingWorker(
-                settings, images=images, tagger=tagger, patience=self._patience, clock=clock
-            )
-            self._tagging_lane = Lane(
-                "tagging",
-                threads=settings.tagging_threads,
-                lease=self._tagging.lease,
-                next_due_at=self._tagging.next_due_at,
-                process=self._tagging.process,
-                clock=clock,
-                batch_size=tagger.batch_size,
-            )
 
     def start(self) -> None:
-        """Take up what an earlier process left, then work."""
+        """Take up what an earlier process left, load the models, then do all that there is.
+
+        Queries that were tried before have their match, as a rule: they go out again while
+        the models load.
+
+        Raises:
+            Exception: What the loaders raise. `drain` is still to be called.
+        """
         now = self._clock()
         self._images.void_leases(now=now)
         self._queries.void_leases(max_attempts=self._policy.max_attempts, now=now)
         self._schedule.restore()
-        self._matcher.refresh()
         self._delivery_lane.start()
-        if self._tagging_lane is not None:
-            self._tagging_lane.start()
+        matcher = Matcher(tags=self._tags, images=self._images, lemmatizer=self._load_lemmatizer())
+        matcher.refresh()
+        self._matcher.come(matcher)
+        self._delivery_lane.wake()  # first attempts may begin now
+        if self._load_tagger is not None:
+            self._start_tagging(self._load_tagger())
 
     @property
     def tags_images(self) -> bool:
-        """Whether there is a tagger, so that new images wait for it."""
-        return self._tagging is not None
+        """Whether there is or will be a tagger, so that new images wait for it."""
+        return self._load_tagger is not None
+
+    def _start_tagging(self, tagger: Tagger) -> None:
+        tagging = TaggingWorker(
+            self._settings,
+            images=self._images,
+            tagger=tagger,
+            patience=self._patience,
+            clock=self._clock,
+        )
+        self._tagger, self._tagging = tagger, tagging
+        self._tagging_lane = Lane(
+            "tagging",
+            threads=self._settings.tagging_threads,
+            lease=tagging.lease,
+            next_due_at=tagging.next_due_at,
+            process=tagging.process,
+            clock=self._clock,
+            batch_size=tagger.batch_size,
+        )
+        self._tagging_lane.start()
 
     @property
     def tagging_is_paused(self) -> bool:
@@ -133,7 +165,13 @@ class Dispatcher:
         return self._matcher.match(text, limit=limit)
 
     def is_stuck(self, *, grace: float) -> bool:
-        """Tell whether work has been due for *grace* seconds and nobody does it; see `Lane`."""
+        """Tell whether work has been due for *grace* seconds and nobody does it; see `Lane`.
+
+        Or whether storage has refused to record it for so long: it then holds its threads and
+        its destinations' share of them, which no lane can tell from work under way.
+        """
+        if self._patience.has_waited(grace):
+            return True
         if self._tagging_lane is not None and self._tagging_lane.is_stuck(grace=grace):
             return True
         return self._delivery_lane.is_stuck(grace=grace)
@@ -146,6 +184,10 @@ class Dispatcher:
         """
         self._patience.stop()
         self._delivery_lane.stop()  # at once, however long the tagger takes
+        self._budget.close()
+        self._matcher.close()
         if self._tagging_lane is not None:
             self._tagging_lane.drain()
         self._delivery_lane.drain()
+        if self._tagger is not None:
+            self._tagger.close()

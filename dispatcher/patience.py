@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 from storage.errors import StorageError
@@ -23,16 +24,29 @@ T = TypeVar("T")
 class Patience:
     """Tries what storage refuses again, every *pause* seconds. Safe to use from several threads.
 
-    A thread that waits here leases nothing new, which is right while storage refuses.
+    A thread that waits here leases nothing new, which is right while storage refuses. It waits
+    however long that is, also for what will never pass, such as a damaged file: an operator sees
+    that by `has_waited`, and a restart takes up the leases. *monotonic* is in seconds.
     """
 
-    def __init__(self, pause: float = 1.0) -> None:
+    def __init__(
+        self, pause: float = 1.0, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._pause = pause
+        self._monotonic = monotonic
         self._stopping = threading.Event()
+        #: When each thread that waits was first refused.
+        self._refused_at: dict[int, float] = {}
 
     def stop(self) -> None:
         """Try once, and no longer wait, from now on: the next start takes up lost leases."""
         self._stopping.set()
+
+    def has_waited(self, seconds: float) -> bool:
+        """Tell whether somebody has been refused for *seconds* and still is."""
+        before = self._monotonic() - seconds
+        # A copy, which other threads do not change while it is looked through.
+        return any(refused_at <= before for refused_at in tuple(self._refused_at.values()))
 
     def insist(self, operation: Callable[[], T], *, on: str) -> T | None:
         """Return what *operation* returns as soon as it raises no StorageError.
@@ -44,11 +58,15 @@ class Patience:
         Returns:
             None only after `stop`, when storage still refused.
         """
-        while True:
-            try:
-                return operation()
-            except StorageError as error:
-                # Not a bug, so no traceback.
-                logger.error("storage.refused", extra={"on": on, "error": str(error)})  # noqa: TRY400
-            if self._stopping.wait(self._pause):
-                return None
+        try:
+            while True:
+                try:
+                    return operation()
+                except StorageError as error:
+                    # Not a bug, so no traceback.
+                    logger.error("storage.refused", extra={"on": on, "error": str(error)})  # noqa: TRY400
+                self._refused_at.setdefault(threading.get_ident(), self._monotonic())
+                if self._stopping.wait(self._pause):
+                    return None
+        finally:
+            self._refused_at.pop(threading.get_ident(), None)

@@ -1,7 +1,8 @@
 """The body of a callback: JSON, with the image spliced in as base64 between two ends.
 
 The rule a newcomer would break: the image never passes through ``json.dumps``, which would look at
-each of its characters (1.3 ms for 200 KB; splicing costs nothing).
+each of its characters (1.3 ms for 200 KB; splicing costs nothing). Nor are the pieces of a body
+joined, which would copy the image once more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ImageFacts(Protocol):
-    """What a receiver learns of the image: `storage.images.Image` has it."""
+    """What a receiver learns of the image: `storage.images.ImageFile` has it."""
 
     @property
     def id(self) -> str:
@@ -70,8 +71,8 @@ def matched(
     matched_tags: Sequence[TagFacts],
     timestamp_at: int,
     content: bytes,
-) -> bytes:
-    """Return the body for a query that matched; the same bytes for the same arguments.
+) -> tuple[bytes, ...]:
+    """Return the body for a query that matched, in pieces; the same for the same arguments.
 
     Args:
         query_id: The query.
@@ -109,10 +110,12 @@ def matched(
             ],
         },
     )
-    return b"".join((head, b'"', pybase64.b64encode(content), b'"}'))
+    return head + b'"', pybase64.b64encode(content), b'"}'
 
 
-def unmatched(*, query_id: str, text: str, lemmas: Sequence[str], timestamp_at: int) -> bytes:
+def unmatched(
+    *, query_id: str, text: str, lemmas: Sequence[str], timestamp_at: int
+) -> tuple[bytes, ...]:
     """Return the body for a query that no image matched; arguments as `matched`."""
     head = _head(
         "query.unmatched",
@@ -126,7 +129,12 @@ def unmatched(*, query_id: str, text: str, lemmas: Sequence[str], timestamp_at: 
             "matched_tags": [],
         },
     )
-    return head + b"null}"
+    return (head + b"null}",)
+
+
+def encoded_bytes(size_bytes: int) -> int:
+    """Return how many bytes an image of *size_bytes* takes in a body."""
+    return 4 * ((size_bytes + 2) // 3)
 
 
 def _head(kind: str, timestamp_at: int, data: dict[str, Any]) -> bytes:

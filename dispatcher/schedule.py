@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from storage.errors import StorageError
 
@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from dispatcher.destinations import Destinations
     from storage.breakers import Breakers
     from storage.queries import Queries
-    from storage.query_records import QueryLease
+    from storage.query_records import DueQueue, QueryLease
 
 logger = logging.getLogger(__name__)
+
+#: How often it is looked whether an operator has closed a breaker that was held, in seconds.
+LOOK_SECONDS: Final = 10.0
 
 
 class Schedule:
     """Leases queries by turns, and tells destinations what came of them.
 
-    Safe to use from any thread. *clock* tells the wall-clock time in milliseconds.
+    Safe to use from any thread. *clock* tells the wall-clock time in milliseconds. *can_match*
+    tells whether texts can be matched: until then no first attempt is leased, for it would
+    wait, and count, for nothing.
     """
 
     def __init__(
@@ -34,11 +39,13 @@ class Schedule:
         breakers: Breakers,
         destinations: Destinations,
         clock: Callable[[], int],
+        can_match: Callable[[], bool] = lambda: True,
     ) -> None:
         self._queries = queries
         self._breakers = breakers
         self._destinations = destinations
         self._clock = clock
+        self._can_match = can_match
         #: Held while a breaker is changed and saved: to a look at what is saved, one that has
         #: just opened would otherwise seem closed by an operator.
         self._saving = threading.Lock()
@@ -48,17 +55,19 @@ class Schedule:
         self._destinations.restore(self._breakers.not_closed())
 
     def next_due_at(self) -> int | None:
-        """Return when a query can next be leased (milliseconds); None until one finishes."""
+        """Return when to look next for queries to lease (milliseconds); None when one finishes."""
         with self._saving:
-            if self._destinations.any_broken:
-                # An operator may have closed one beside us.
-                self._destinations.close_all_but(self._breakers.not_closed())
-        return self._destinations.next_turn_at(self._queries.waiting(), now=self._clock())
+            self._destinations.obey(self._breakers.not_closed())
+        now = self._clock()
+        times = [self._destinations.next_turn_at(self._waiting(), now=now)]
+        if self._destinations.any_held:
+            times.append(now + round(LOOK_SECONDS * 1000))  # nothing else tells when to look again
+        return min((at for at in times if at is not None), default=None)
 
     def lease(self, limit: int) -> Sequence[QueryLease]:
         """Lease at most *limit* due queries; `finished` must be told of each."""
         now = self._clock()
-        turns = self._destinations.take_turns(self._queries.waiting(), free=limit, now=now)
+        turns = self._destinations.take_turns(self._waiting(), free=limit, now=now)
         leased: Counter[tuple[int, bool]] = Counter()
         try:
             leases = self._queries.lease(turns, now=now)
@@ -85,3 +94,7 @@ class Schedule:
             "destination.breaker",
             extra={"destination": lease.destination, "state": changed.state, "query": lease.id},
         )
+
+    def _waiting(self) -> Sequence[DueQueue]:
+        can_match = self._can_match()
+        return [queue for queue in self._queries.waiting() if queue.retries or can_match]

@@ -11,6 +11,9 @@ class DispatcherSettings:
 
     #: Threads that match and call back: the most callbacks under way at once.
     delivery_threads: int = 16
+    #: Most bytes of base64 in all callbacks under way together. Ten of the largest images that
+    #: Clarifai takes (27 MB each), or a small one for each thread many times over.
+    delivery_bytes: int = 256_000_000
     #: Threads that ask the tagger.
     tagging_threads: int = 2
     #: How long one call of the tagger may take.
@@ -23,7 +26,7 @@ class DispatcherSettings:
     tagging_give_up_after: float = 24 * 3600.0
 
     def __post_init__(self) -> None:
-        for name in ("delivery_threads", "tagging_threads"):
+        for name in ("delivery_threads", "delivery_bytes", "tagging_threads"):
             if getattr(self, name) < 1:
                 msg = f"{name} must be at least 1, not {getattr(self, name)}"
                 raise ValueError(msg)

@@ -59,14 +59,16 @@ def decode_secret(secret: str) -> bytes:
     return key
 
 
-def sign(secrets: Sequence[bytes], *, webhook_id: str, timestamp: int, body: bytes) -> str:
+def sign(
+    secrets: Sequence[bytes], *, webhook_id: str, timestamp: int, body: Sequence[bytes]
+) -> str:
     """Return the ``webhook-signature`` header: one token for each secret, in their order.
 
     Args:
         secrets: Decoded keys, the current one first, then those that are being phased out.
         webhook_id: The ``webhook-id`` header.
         timestamp: The ``webhook-timestamp`` header: seconds since the epoch, of this attempt.
-        body: Exactly what is sent. Not copied.
+        body: Exactly what is sent, in pieces. Not copied.
 
     Raises:
         ValueError: No secret, or an id that would move the boundary of what is signed.
@@ -119,7 +121,7 @@ def verify(
         msg = f"the timestamp differs from the clock by more than {tolerance:g} s"
         raise SignatureError(msg)
     given = [mac for token in tokens if (mac := _decode_token(token)) is not None]
-    expected = [_mac(key, webhook_id, timestamp, body) for key in secrets]
+    expected = [_mac(key, webhook_id, timestamp, [body]) for key in secrets]
     # All pairs, so that time tells nothing.
     fits = [hmac.compare_digest(mac, other) for mac in expected for other in given]
     if not any(fits):
@@ -131,9 +133,10 @@ def verify(
 _TIMESTAMP = re.compile(r"[0-9]{1,12}")
 
 
-def _mac(key: bytes, webhook_id: str, timestamp: str, body: bytes) -> bytes:
+def _mac(key: bytes, webhook_id: str, timestamp: str, body: Sequence[bytes]) -> bytes:
     mac = hmac.new(key, f"{webhook_id}.{timestamp}.".encode(), "sha256")
-    mac.update(body)
+    for piece in body:
+        mac.update(piece)
     return mac.digest()
 
 

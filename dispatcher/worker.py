@@ -1,30 +1,41 @@
-"""The life of one lease on a query, top to bottom: match, build, sign, call back, settle."""
+"""The life of one lease on a query, top to bottom: match, build, sign, call back, settle.
+
+The rule a newcomer would break: what goes wrong before the receiver is called costs the query an
+attempt only if the query itself may be the cause. A full disk is nobody's attempt; a crash is,
+because a query that crashes us each time must come to an end.
+"""
 
 from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dispatcher import payload, retry, signature
 from dispatcher.deliverer import Answered
-from storage.errors import ImageNotFoundError
-from storage.query_records import Attempt, Delivered, GivenUp, Matched, RetryAt
+from dispatcher.late_matcher import NoMatcherError
+from storage.errors import ImageNotFoundError, StorageBusyError, StorageFullError
+from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dispatcher.byte_budget import ByteBudget
     from dispatcher.deliverer import Deliverer, Outcome
+    from dispatcher.late_matcher import LateMatcher
     from dispatcher.matcher import Matcher
     from dispatcher.patience import Patience
     from dispatcher.retry import RetryPolicy
     from dispatcher.schedule import Schedule
     from storage.api_keys import ApiKeys
-    from storage.images import Images
+    from storage.images import ImageFile, Images
     from storage.queries import Queries
-    from storage.query_records import QueryLease
+    from storage.query_records import QueryLease, Settlement
 
 logger = logging.getLogger(__name__)
+
+#: How long a query waits when storage had no room for its match, in milliseconds.
+_STORAGE_PAUSE: Final = 1000
 
 
 class DeliveryWorker:
@@ -39,8 +50,9 @@ class DeliveryWorker:
         queries: Queries,
         images: Images,
         api_keys: ApiKeys,
-        matcher: Matcher,
+        matcher: Matcher | LateMatcher,
         deliverer: Deliverer,
+        budget: ByteBudget,
         policy: RetryPolicy,
         patience: Patience,
         schedule: Schedule,
@@ -51,6 +63,7 @@ class DeliveryWorker:
         self._api_keys = api_keys
         self._matcher = matcher
         self._deliverer = deliverer
+        self._budget = budget
         self._policy = policy
         self._patience = patience
         self._schedule = schedule
@@ -67,25 +80,46 @@ class DeliveryWorker:
 
     def _work(self, lease: QueryLease) -> Outcome | None:
         """End *lease*; return the outcome of the attempt, None if none was made."""
-        if lease.give_up_at is not None and self._clock() >= lease.give_up_at:
-            message = "give_up_after passed before an attempt"
-            self._settle(lease, None, GivenUp(reason="DEADLINE_PASSED", message=message))
-            return None
         try:
+            if self._is_too_late(lease):
+                return None
             return self._deliver(lease)
+        except NoMatcherError:
+            self._hand_back(lease, due_at=self._clock())
+        except (StorageFullError, StorageBusyError):
+            self._hand_back(lease, due_at=self._clock() + _STORAGE_PAUSE)
         except Exception:  # a bug, or storage: never lose the query over it
             logger.exception("delivery.crashed", extra={"query": lease.id})
             self._settle_crash(lease)
-            return None
+        return None
+
+    def _is_too_late(self, lease: QueryLease) -> bool:
+        """Give the query up if its caller's interest has ended."""
+        if lease.give_up_at is None or self._clock() < lease.give_up_at:
+            return False
+        message = "give_up_after passed before an attempt"
+        self._settle(lease, None, GivenUp(reason="DEADLINE_PASSED", message=message))
+        return True
 
     def _deliver(self, lease: QueryLease) -> Outcome | None:
-        body = self._body(lease)
-        if body is None:
-            return None  # cancelled meanwhile
-        started_at = self._clock()
-        outcome = self._deliverer.deliver(
-            lease.callback_url, headers=self._headers(lease, started_at, body), body=body
-        )
+        matched = lease.matched or self._match(lease)
+        while matched is not None:
+            try:
+                return self._attempt(lease, matched)
+            except ImageNotFoundError:
+                matched = self._match(lease)  # deleted: match anew
+        return None  # cancelled meanwhile
+
+    def _attempt(self, lease: QueryLease, matched: Matched) -> Outcome | None:
+        image = self._images.file_of(matched.match.image_id) if matched.match else None
+        size = payload.encoded_bytes(image.size_bytes) if image else 0
+        with self._budget.hold(size) as there_is_room:
+            if not there_is_room:  # we stop: the next start has more
+                self._hand_back(lease, due_at=self._clock())
+                return None
+            if self._is_too_late(lease):  # after the wait for room
+                return None
+            started_at, outcome = self._post(lease, matched, image)
         ended_at = self._clock()
         attempt = _attempt(lease, outcome, started_at=started_at, ended_at=ended_at)
         decision = self._policy.decide(
@@ -94,45 +128,45 @@ class DeliveryWorker:
         self._settle(lease, attempt, _settlement(decision))
         return outcome
 
-    def _body(self, lease: QueryLease) -> bytes | None:
+    def _post(
+        self, lease: QueryLease, matched: Matched, image: ImageFile | None
+    ) -> tuple[int, Outcome]:
+        """Call back; return when that began, and what came of it. Nothing keeps the body."""
+        body = self._body(lease, matched, image)
+        started_at = self._clock()
+        headers = self._headers(lease, started_at, body)
+        return started_at, self._deliverer.deliver(lease.callback_url, headers=headers, body=body)
+
+    def _body(
+        self, lease: QueryLease, matched: Matched, image: ImageFile | None
+    ) -> Sequence[bytes]:
         """Return the bytes to send; the same for every attempt while the match's image exists."""
-        matched = lease.matched
-        while True:
-            if matched is None:
-                matched = self._match(lease)
-                if not self._queries.record_match(lease, matched):
-                    return None
-            match = matched.match
-            if match is None:
-                return payload.unmatched(
-                    query_id=lease.id,
-                    text=lease.text,
-                    lemmas=matched.lemmas,
-                    timestamp_at=matched.at,
-                )
-            try:
-                image = self._images.get(match.image_id)
-                content = self._images.content(image.seq)
-            except ImageNotFoundError:
-                matched = None  # deleted: match anew
-                continue
-            return payload.matched(
+        if matched.match is None or image is None:
+            return payload.unmatched(
                 query_id=lease.id,
                 text=lease.text,
                 lemmas=matched.lemmas,
-                score=match.score,
-                image=image,
-                matched_tags=match.tags,
                 timestamp_at=matched.at,
-                content=content,
             )
+        return payload.matched(
+            query_id=lease.id,
+            text=lease.text,
+            lemmas=matched.lemmas,
+            score=matched.match.score,
+            image=image,
+            matched_tags=matched.match.tags,
+            timestamp_at=matched.at,
+            content=self._images.content(image.seq),
+        )
 
-    def _match(self, lease: QueryLease) -> Matched:
+    def _match(self, lease: QueryLease) -> Matched | None:
+        """Match the text and put that on record; None if the lease was lost meanwhile."""
         found = self._matcher.match(lease.text, limit=1)
         best = found.matches[0] if found.matches else None
-        return Matched(lemmas=found.lemmas, match=best, at=self._clock())
+        matched = Matched(lemmas=found.lemmas, match=best, at=self._clock())
+        return matched if self._queries.record_match(lease, matched) else None
 
-    def _headers(self, lease: QueryLease, at: int, body: bytes) -> dict[str, str]:
+    def _headers(self, lease: QueryLease, at: int, body: Sequence[bytes]) -> dict[str, str]:
         timestamp = at // 1000
         secrets = [
             signature.decode_secret(secret)
@@ -156,9 +190,11 @@ class DeliveryWorker:
         attempt = _attempt(lease, crash, started_at=now, ended_at=now)
         self._settle(lease, attempt, _settlement(decision))
 
-    def _settle(
-        self, lease: QueryLease, attempt: Attempt | None, outcome: Delivered | RetryAt | GivenUp
-    ) -> None:
+    def _hand_back(self, lease: QueryLease, *, due_at: int) -> None:
+        """End a lease as if it had not been."""
+        self._settle(lease, None, NotMade(due_at=due_at))
+
+    def _settle(self, lease: QueryLease, attempt: Attempt | None, outcome: Settlement) -> None:
         """Record what came of a lease; not to would mean calling the receiver again for nothing."""
         settle = partial(self._queries.settle, lease, attempt, outcome, now=self._clock())
         held = self._patience.insist(settle, on=lease.id)
@@ -182,7 +218,7 @@ def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, ended_at: 
     )
 
 
-def _settlement(decision: retry.Decision) -> Delivered | RetryAt | GivenUp:
+def _settlement(decision: retry.Decision) -> Settlement:
     match decision:
         case retry.Delivered():
             return Delivered()
@@ -195,7 +231,7 @@ def _settlement(decision: retry.Decision) -> Delivered | RetryAt | GivenUp:
 def _log(
     lease: QueryLease,
     attempt: Attempt | None,
-    outcome: Delivered | RetryAt | GivenUp,
+    outcome: Settlement,
     *,
     held: bool,
 ) -> None:
@@ -206,7 +242,7 @@ def _log(
             "attempt": lease.attempt,
             "outcome": type(outcome).__name__ if held else "LeaseLost",
             "status": attempt.http_status if attempt else 0,
-            "reason": attempt.failure_reason if attempt else "DEADLINE_PASSED",
+            "reason": attempt.failure_reason if attempt else getattr(outcome, "reason", None),
             "latency_ms": attempt.latency_ms if attempt else 0,
         },
     )

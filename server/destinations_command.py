@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def destinations() -> None:
-    """List what is called back, and close circuit breakers."""
+    """List what is called back; close and open circuit breakers."""
 
 
 @destinations.command("list")
@@ -32,7 +32,7 @@ def list_destinations(data: Path, *, as_json: bool) -> None:
             "name": each.name,
             "breaker": each.breaker.state,
             "probe_time": None
-            if each.breaker.state == "CLOSED"
+            if each.breaker.state in ("CLOSED", "HELD")
             else iso_time(each.breaker.probe_at),
             "waiting": each.waiting,
         }
@@ -65,8 +65,24 @@ def close_breaker(name: str, data: Path) -> None:
     A running server notices within a minute.
     """
     with opened(data, changes=False) as database:
-        closed = Breakers(database).close(name)
-    if not closed:
+        _require(name, is_known=Breakers(database).close(name))
+    click.echo(f"closed {name}")
+
+
+@destinations.command("open")
+@click.argument("name", metavar="SCHEME://HOST:PORT")
+@data_option
+def open_breaker(name: str, data: Path) -> None:
+    """Hold back a destination's callbacks until its breaker is closed.
+
+    Those under way go on; what is accepted waits and uses up no attempt.
+    """
+    with opened(data, changes=False) as database:
+        _require(name, is_known=Breakers(database).hold(name))
+    click.echo(f"opened {name}")
+
+
+def _require(name: str, *, is_known: bool) -> None:
+    if not is_known:
         msg = f"there is no destination {name}; picback destinations list shows them"
         raise click.ClickException(msg)
-    click.echo(f"closed {name}")

@@ -14,9 +14,9 @@ class Breaker:
     """What is known of a destination that is, or lately was, down."""
 
     destination: int
-    #: "CLOSED", "OPEN" or "RECOVERING".
+    #: "CLOSED", "OPEN", "RECOVERING", or "HELD": open until an operator closes it.
     state: str
-    #: When it may be probed again; meaningless while CLOSED.
+    #: When it may be probed again; only OPEN ones are.
     probe_at: int
     #: How often it has opened since it was last closed: the longer, the longer it waits.
     openings: int
@@ -40,7 +40,7 @@ class Breakers:
         self._database = database
 
     def not_closed(self) -> list[Breaker]:
-        """Return the breakers that are open or recovering."""
+        """Return the breakers that are open, recovering or held."""
         return [
             Breaker(destination=id_, state=state, probe_at=probe_at, openings=openings)
             for id_, state, probe_at, openings in self._database.read(
@@ -49,11 +49,12 @@ class Breakers:
         ]
 
     def save(self, breaker: Breaker) -> None:
-        """Keep a breaker's state."""
+        """Keep a breaker's state, unless an operator holds it."""
         self._database.write(
             lambda connection: (
                 connection.execute(
-                    "UPDATE destination SET state = ?, probe_at = ?, openings = ? WHERE id = ?",
+                    "UPDATE destination SET state = ?, probe_at = ?, openings = ?"
+                    " WHERE id = ? AND state <> 'HELD'",
                     (breaker.state, breaker.probe_at, breaker.openings, breaker.destination),
                 ).rowcount
             )
@@ -61,15 +62,11 @@ class Breakers:
 
     def close(self, name: str) -> bool:
         """Close the breaker of the destination *name*; False when there is none of this name."""
-        closed = self._database.write(
-            lambda connection: (
-                connection.execute(
-                    "UPDATE destination SET state = 'CLOSED', probe_at = 0, openings = 0 WHERE name = ?",
-                    (name,),
-                ).rowcount
-            )
-        )
-        return bool(closed)
+        return self._set(name, "CLOSED")
+
+    def hold(self, name: str) -> bool:
+        """Open the breaker of *name* until it is closed by hand; False when there is none."""
+        return self._set(name, "HELD")
 
     def destinations(self) -> list[Destination]:
         """Return every destination, those with an open breaker first, then by what waits."""
@@ -85,3 +82,14 @@ class Breakers:
                 " FROM destination ORDER BY destination.state = 'CLOSED', waiting DESC, name"
             )
         ]
+
+    def _set(self, name: str, state: str) -> bool:
+        found = self._database.write(
+            lambda connection: (
+                connection.execute(
+                    "UPDATE destination SET state = ?, probe_at = 0, openings = 0 WHERE name = ?",
+                    (state, name),
+                ).rowcount
+            )
+        )
+        return bool(found)

@@ -59,6 +59,19 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFile:
+    """What is known of a stored image's file; without its bytes."""
+
+    seq: int
+    id: str
+    sha256: str
+    media_type: str
+    size_bytes: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaggingLease:
     """The right of one thread to tag one image, proved by its number of attempt."""
 
@@ -166,6 +179,30 @@ class Images:
             msg = "there is no image with this id"
             raise ImageNotFoundError(msg)
         return found[0]
+
+    def file_of(self, image_id: str) -> ImageFile:
+        """Return what is known of an image's file.
+
+        Raises:
+            ImageNotFoundError: There is none with this id.
+        """
+        rows = self._database.read(
+            "SELECT seq, id, sha256, media_type, size_bytes, width, height FROM image WHERE id = ?",
+            (image_id,),
+        )
+        if not rows:
+            msg = "there is no image with this id"
+            raise ImageNotFoundError(msg)
+        seq, id_, sha256, media_type, size_bytes, width, height = rows[0]
+        return ImageFile(
+            seq=seq,
+            id=id_,
+            sha256=sha256,
+            media_type=media_type,
+            size_bytes=size_bytes,
+            width=width,
+            height=height,
+        )
 
     def ids_of(self, seqs: Sequence[int]) -> dict[int, str]:
         """Return the ids of images by their numbers; those deleted are left out."""

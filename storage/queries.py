@@ -22,19 +22,21 @@ from storage.query_records import (
     Delivered,
     DueQueue,
     GivenUp,
+    NotMade,
+    Query,
     RetryAt,
     lease_from,
     query_from,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from storage.database import Connection, Database
     from storage.query_records import (
         Matched,
-        Query,
         QueryLease,
+        Settlement,
         Turn,
     )
     from storage.requests import Request
@@ -50,6 +52,9 @@ class Queries:
         self._database = database
         #: Published after each change of a query.
         self.changes = Changes()
+        #: Called after each commit that stored queries, once for all of them, by the thread
+        #: that writes: it must neither wait nor raise.
+        self.on_submitted: Callable[[], None] = lambda: None
 
     def submit(
         self,
@@ -80,26 +85,44 @@ class Queries:
         Raises:
             RequestIdReusedError: Nothing was stored.
         """
-        new = new_id("qry", now=now)
+        id_ = new_id("qry", now=now)
 
-        def operation(connection: Connection) -> str:
+        def operation(connection: Connection) -> tuple[str, int]:
             known = requests.find(connection, request)
             if known is not None:
-                return known
+                return known, 0
             connection.execute(
                 "INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", (destination,)
             )
-            connection.execute(
+            seq = connection.execute(
                 "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
                 " give_up_after, give_up_at, created_at) VALUES (?1, ?2, ?3, ?4,"
                 " (SELECT id FROM destination WHERE name = ?5), 'QUEUED', ?6, ?7, ?6 + ?7, ?6)",
-                (new, key_id, text, callback_url, destination, now, give_up_after),
-            )
-            requests.remember(connection, request, new)
-            return new
+                (id_, key_id, text, callback_url, destination, now, give_up_after),
+            ).lastrowid
+            requests.remember(connection, request, id_)
+            return id_, seq
 
-        id_ = self._database.write(operation)
-        return self.get(id_), id_ == new
+        stored, seq = self._database.write(operation, committed=self._announce)
+        if stored != id_:
+            return self.get(stored), False
+        # As accepted. To read it back would cost as much again as all the rest.
+        accepted = Query(
+            seq=seq,
+            id=id_,
+            key_id=key_id,
+            text=text,
+            callback_url=callback_url,
+            state="QUEUED",
+            matched=None,
+            due_at=now,
+            failure_reason=None,
+            failure_message=None,
+            created_at=now,
+            ended_at=None,
+            attempts=(),
+        )
+        return accepted, True
 
     def get(self, query_id: str) -> Query:
         """Return one query.
@@ -244,7 +267,7 @@ class Queries:
         self,
         lease: QueryLease,
         attempt: Attempt | None,
-        outcome: Delivered | RetryAt | GivenUp,
+        outcome: Settlement,
         *,
         now: int,
     ) -> bool:
@@ -302,6 +325,9 @@ class Queries:
 
         return self._database.write(operation)
 
+    def _announce(self) -> None:
+        self.on_submitted()
+
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
         attempts = self._attempts_of([row[0] for row in rows])
@@ -352,7 +378,7 @@ def _state_of(connection: Connection, query_id: str) -> tuple[int, str]:
 def _end_lease(
     connection: Connection,
     lease: QueryLease,
-    outcome: Delivered | RetryAt | GivenUp,
+    outcome: Settlement,
     now: int,
 ) -> bool:
     changes, values = _changes_of(outcome, now)
@@ -364,7 +390,7 @@ def _end_lease(
     return bool(held)
 
 
-def _changes_of(outcome: Delivered | RetryAt | GivenUp, now: int) -> tuple[str, tuple[object, ...]]:
+def _changes_of(outcome: Settlement, now: int) -> tuple[str, tuple[object, ...]]:
     match outcome:
         case Delivered():
             return "state = 'DELIVERED', ended_at = ?", (now,)
@@ -375,6 +401,9 @@ def _changes_of(outcome: Delivered | RetryAt | GivenUp, now: int) -> tuple[str, 
             )
         case RetryAt():
             return "due_at = ?", (outcome.due_at,)
+        case NotMade():
+            # Numbers of attempts prove leases and are never used twice, so the count begins later.
+            return "due_at = ?, cycle_start = cycle_start + 1", (outcome.due_at,)
 
 
 def _insert_attempt(connection: Connection, seq: int, attempt: Attempt) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,6 +145,17 @@ class GivenUp:
 
     reason: str
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotMade:
+    """There was no attempt, and none is used up: the query is due again where it was."""
+
+    due_at: int
+
+
+#: What a lease ends with.
+Settlement: TypeAlias = Delivered | RetryAt | GivenUp | NotMade
 
 
 def query_from(row: Any, attempts: Sequence[Attempt]) -> Query:

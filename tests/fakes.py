@@ -82,10 +82,12 @@ class FakeDeliverer:
         self.sent: list[tuple[str, dict[str, str], bytes]] = []
         self._lock = threading.Lock()
 
-    def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> DeliveryOutcome:
+    def deliver(
+        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+    ) -> DeliveryOutcome:
         """Take the request down, and answer."""
         with self._lock:
-            self.sent.append((url, dict(headers), body))
+            self.sent.append((url, dict(headers), b"".join(body)))
             if self.outcomes:
                 return self.outcomes.pop(0)
         return Answered(status=204, retry_after=None, excerpt=b"", gone=False)

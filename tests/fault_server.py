@@ -22,15 +22,19 @@ class FaultServer:
     Args:
         script: Gets the server and the connection, which is closed when it returns. It may wait
             with ``server.closing.wait(seconds)``, never with ``sleep``.
+        receive_buffer: Bytes that the system takes in without the script; None leaves it to the
+            system, which takes megabytes.
 
     Attributes:
         port: On 127.0.0.1.
         connections: How many connections were accepted.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, receive_buffer: int | None = None) -> None:
         self._script = script
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        if receive_buffer is not None:  # connections inherit it
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
@@ -124,9 +128,15 @@ def close_one_half(server: FaultServer, connection: socket.socket) -> None:
     server.closing.wait()
 
 
+def sip(server: FaultServer, connection: socket.socket) -> None:
+    """Read for ever, a byte now and then."""
+    while not server.closing.wait(0.02):
+        _receive(connection, 1)
+
+
 def read_request(connection: socket.socket) -> bytes:
     """Read one request with a content-length from *connection* and return its body."""
-    received = b""
+    received = bytearray()
     while b"\r\n\r\n" not in received:
         received += _receive(connection)
     head, _, body = received.partition(b"\r\n\r\n")
@@ -137,11 +147,11 @@ def read_request(connection: socket.socket) -> bytes:
     )
     while len(body) < length:
         body += _receive(connection)
-    return body
+    return bytes(body)
 
 
-def _receive(connection: socket.socket) -> bytes:
-    data = connection.recv(65536)
+def _receive(connection: socket.socket, most: int = 65536) -> bytes:
+    data = connection.recv(most)
     if not data:
         msg = "the sender hung up"
         raise ConnectionError(msg)

@@ -46,7 +46,7 @@ def url_of(server: Receiver | FaultServer, *, scheme: str = "http", host: str = 
 
 def answer_from(deliverer: HttpDeliverer, url: str, *, body: bytes = BODY) -> Answered:
     """Call back, and return the answer that there must be."""
-    outcome = deliverer.deliver(url, headers=HEADERS, body=body)
+    outcome = deliverer.deliver(url, headers=HEADERS, body=[body])
 
     assert isinstance(outcome, Answered)
     return outcome
@@ -54,7 +54,7 @@ def answer_from(deliverer: HttpDeliverer, url: str, *, body: bytes = BODY) -> An
 
 def failure_at(deliverer: HttpDeliverer, url: str, *, body: bytes = BODY) -> Failed:
     """Call back, and return the failure that there must be."""
-    outcome = deliverer.deliver(url, headers=HEADERS, body=body)
+    outcome = deliverer.deliver(url, headers=HEADERS, body=[body])
 
     assert isinstance(outcome, Failed)
     return outcome

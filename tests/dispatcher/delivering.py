@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from dispatcher.byte_budget import ByteBudget
 from dispatcher.deliverer import Answered
 from dispatcher.destinations import Destinations
 from dispatcher.patience import Patience
@@ -16,7 +17,7 @@ from tests.fakes import FakeClock, FakeDeliverer, FakeLemmatizer
 from tests.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dispatcher.deliverer import Outcome
     from storage.database import Database
@@ -37,11 +38,14 @@ class Bench:
         bench = self
 
         class Deliverer(FakeDeliverer):
-            def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Outcome:
+            def deliver(
+                self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+            ) -> Outcome:
                 bench.before_post()
                 return super().deliver(url, headers=headers, body=body)
 
         self.deliverer = Deliverer()
+        self.budget = ByteBudget(1_000_000)
         self.patience = Patience(pause=0)
         self.queries = self.store.queries
         self.schedule = Schedule(
@@ -60,6 +64,7 @@ class Bench:
             api_keys=store.api_keys,
             matcher=matcher_of(store, self.lemmatizer),
             deliverer=self.deliverer,
+            budget=self.budget,
             policy=RetryPolicy(
                 schedule=(0, 5, 300), client_error_schedule=(0, 5), jitter=0, rng=random.Random(0)
             ),

@@ -25,7 +25,7 @@ def answered(
 def test_the_request_is_what_the_caller_asked_for() -> None:
     with Receiver() as receiver, deliverer_for(receiver, user_agent="picback/1.2") as deliverer:
         url = f"http://127.0.0.1:{receiver.port}/a//b%2F?c=d&e=%C3%A4"
-        outcome = deliverer.deliver(url, headers=HEADERS, body=b"\x00\xffbody")
+        outcome = deliverer.deliver(url, headers=HEADERS, body=[b"\x00\xff", b"", b"body"])
     (request,) = receiver.requests
 
     assert answered(200) == outcome

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dispatcher.deliverer import MAX_BODY_BYTES
-from tests.dispatcher.calling import LATE, answer_from, deliverer_for, failure_at, url_of
-from tests.fault_server import FaultServer, read_request
+from dispatcher.connection import MAX_BODY_BYTES
+from tests.dispatcher.calling import LATE, TLS, answer_from, deliverer_for, failure_at, url_of
+from tests.dispatcher.faults import over_tls
+from tests.fault_server import FaultServer, read_request, reset
 from tests.receiver import Answer, Receiver
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def test_a_connection_that_the_receiver_closed_while_idle_is_no_failure() -> Non
 
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+NO = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
 
 
 def answering_once_then(ending: Script) -> Script:
@@ -121,8 +123,11 @@ def answering_once_then(ending: Script) -> Script:
     return script
 
 
-def test_a_kept_connection_that_closes_just_as_we_send_is_replaced_within_the_attempt() -> None:
-    script = answering_once_then(lambda _, connection: connection.close())
+@pytest.mark.parametrize("ending", [lambda _, connection: connection.close(), reset])
+def test_a_kept_connection_that_ends_just_as_we_send_is_replaced_within_the_attempt(
+    ending: Script,
+) -> None:
+    script = answering_once_then(ending)
     with FaultServer(script) as server, deliverer_for(server) as deliverer:
         statuses = [answer_from(deliverer, url_of(server)).status for _ in range(2)]
 
@@ -130,17 +135,37 @@ def test_a_kept_connection_that_closes_just_as_we_send_is_replaced_within_the_at
     assert 2 == server.connections == deliverer.connections
 
 
-@pytest.mark.parametrize("surplus", [b"\r\n", OK])
-def test_bytes_that_came_before_a_request_are_not_its_answer(surplus: bytes) -> None:
+@pytest.mark.parametrize(
+    "surplus",
+    [
+        b"\r\n",
+        b"H",
+        b"garbage",
+        OK,
+        OK + OK,
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nx: ",  # makes the next answer's status line a header's value
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_bytes_that_came_before_a_request_are_not_its_answer(surplus: bytes, scheme: str) -> None:
+    answers = [OK + surplus, NO, NO]
+
     def script(_: FaultServer, connection: socket.socket) -> None:
         while read_request(connection):
-            connection.sendall(OK + surplus)
+            connection.sendall(answers.pop(0))
 
-    with FaultServer(script) as server, deliverer_for(server) as deliverer:
-        statuses = [answer_from(deliverer, url_of(server)).status for _ in range(3)]
+    with (
+        FaultServer(script if scheme == "http" else over_tls(script)) as server,
+        deliverer_for(server, ca_file=str(TLS / "ca.pem")) as deliverer,
+    ):
+        url = url_of(server, scheme=scheme)
+        statuses = [answer_from(deliverer, url).status for _ in range(3)]
 
-    assert [200] * 3 == statuses
-    assert 3 == server.connections
+    assert [200, 500, 500] == statuses
+    assert 2 == server.connections
 
 
 @pytest.mark.parametrize(

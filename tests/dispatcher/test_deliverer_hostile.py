@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
+import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,106 +22,88 @@ from tests.dispatcher.calling import (
     failure_at,
     url_of,
 )
-from tests.fault_server import (
-    FaultServer,
-    answering,
-    close_one_half,
-    drip,
-    flood,
-    hang,
-    reset,
+from tests.dispatcher.faults import (
+    CHUNKED,
+    ENOUGH,
+    FAULTS,
+    HEAD,
+    amid_the_request,
+    over_tls,
+    swallow,
 )
+from tests.dispatcher.measuring import attempts
+from tests.fault_server import FaultServer, answering, hang
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Iterator
 
-    from tests.fault_server import Script
+    from tests.dispatcher.faults import Fault
+    from tests.dispatcher.measuring import Measured
 
-HEAD: Final = b"HTTP/1.1 200 OK\r\n"
-CHUNKED: Final = HEAD + b"transfer-encoding: chunked\r\n\r\n"
-BLOCK: Final = b"x" * 4096
-
-
-HOSTILE: Final[dict[str, tuple[Script, str]]] = {
-    "hangs before the request": (hang, "TIMEOUT"),
-    "hangs after the request": (answering(b"", hang), "TIMEOUT"),
-    "hangs inside the head": (answering(HEAD, hang), "TIMEOUT"),
-    "drips the status line": (answering(b"", drip(HEAD)), "TIMEOUT"),
-    "drips headers": (answering(HEAD, drip(b"x: y\r\n")), "TIMEOUT"),
-    "drips a body of known length": (
-        answering(HEAD + b"content-length: 999\r\n\r\n", drip(b"x")),
-        "TIMEOUT",
-    ),
-    "drips a body of unknown length": (answering(HEAD + b"\r\n", drip(b"x")), "TIMEOUT"),
-    "drips chunks": (answering(CHUNKED, drip(b"1\r\nx\r\n")), "TIMEOUT"),
-    "drips informational answers": (
-        answering(b"", drip(b"HTTP/1.1 100 Continue\r\n\r\n")),
-        "TIMEOUT",
-    ),
-    "floods informational answers": (
-        answering(b"", flood(b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n" * 100)),
-        "PROTOCOL_ERROR",
-    ),
-    "floods headers": (answering(HEAD, flood(b"x: y\r\n" * 100)), "PROTOCOL_ERROR"),
-    "one endless header": (answering(HEAD + b"x: ", flood(BLOCK)), "PROTOCOL_ERROR"),
-    "one endless line": (answering(b"HTTP/1.1 200 ", flood(BLOCK)), "PROTOCOL_ERROR"),
-    "more framing than content": (
-        answering(CHUNKED, flood(b"1;" + BLOCK + b"\r\nx\r\n")),
-        "PROTOCOL_ERROR",
-    ),
-    "resets before the answer": (answering(b"", reset), "CONNECTION_FAILED"),
-    "resets inside the head": (answering(HEAD, reset), "CONNECTION_FAILED"),
-    "closes before the answer": (answering(b""), "CONNECTION_FAILED"),
-    "closes inside the head": (answering(HEAD), "CONNECTION_FAILED"),
-    "closes inside the body": (
-        answering(HEAD + b"content-length: 9\r\n\r\nx"),
-        "CONNECTION_FAILED",
-    ),
-    "closes inside a chunk": (answering(CHUNKED + b"9\r\nx"), "CONNECTION_FAILED"),
-    "closes its half without an answer": (answering(b"", close_one_half), "CONNECTION_FAILED"),
-    "greets like SSH and waits": (answering(b"SSH-2.0-OpenSSH_9.2\r\n", hang), "PROTOCOL_ERROR"),
-    "greets like SMTP and waits": (answering(b"220 mail ESMTP\r\n", hang), "PROTOCOL_ERROR"),
-    "speaks TLS": (answering(b"\x15\x03\x01\x00\x02\x02\x16", hang), "PROTOCOL_ERROR"),
-    "speaks HTTP/2": (answering(b"\x00\x00\x12\x04" + bytes(20), hang), "PROTOCOL_ERROR"),
-    "speaks HTTP/0.9": (answering(b"<html></html>"), "PROTOCOL_ERROR"),
-    "upgrades": (
-        answering(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n", hang),
-        "PROTOCOL_ERROR",
-    ),
-    "has two lengths": (
-        answering(HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab"),
-        "PROTOCOL_ERROR",
-    ),
-    "has a negative length": (answering(HEAD + b"content-length: -1\r\n\r\n"), "PROTOCOL_ERROR"),
-    "has a bad chunk size": (answering(CHUNKED + b"zz\r\nx\r\n"), "PROTOCOL_ERROR"),
-    "has a status of letters": (answering(b"HTTP/1.1 abc OK\r\n\r\n"), "PROTOCOL_ERROR"),
-    "has a NUL in a header": (answering(HEAD + b"x: \x00\r\n\r\n"), "PROTOCOL_ERROR"),
-}
+#: What an attempt may take beyond what it must, in seconds after its deadline, and in bytes.
+MOST_SECONDS: Final = 1.0
+MOST_MEMORY: Final = 20_000_000
+#: What the system takes in of a request while the receiver does nothing; the rest has to wait.
+RECEIVE_BUFFER: Final = 65_536
 
 
-@pytest.mark.parametrize(("script", "reason"), HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_receiver_costs_one_attempt_and_no_more_than_its_time(
-    script: Script, reason: str
+@pytest.fixture(scope="module")
+def attempt() -> Iterator[Callable[..., Measured]]:
+    with attempts() as attempt:
+        yield attempt
+
+
+@pytest.fixture(scope="module")
+def peace(attempt: Callable[..., Measured]) -> dict[str, Measured]:
+    """What an attempt takes if the receiver means well, by scheme."""
+    measured = {}
+    for scheme, script in (
+        ("http", answering(HEAD + ENOUGH)),
+        ("https", over_tls(answering(HEAD + ENOUGH))),
+    ):
+        with FaultServer(script, receive_buffer=RECEIVE_BUFFER) as server:
+            measured[scheme] = attempt(scheme=scheme, port=server.port, timeout=LATE)
+    return measured
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_hostile_receiver_costs_one_attempt_its_time_and_little_memory(
+    fault: Fault, attempt: Callable[..., Measured], peace: dict[str, Measured]
 ) -> None:
-    timeout = SOON if reason == "TIMEOUT" else LATE
-    with FaultServer(script) as server, deliverer_for(server, timeout=timeout) as deliverer:
-        failure = failure_at(deliverer, url_of(server))
+    timeout = SOON if fault.outcome == "TIMEOUT" else LATE
+    with FaultServer(fault.script, receive_buffer=RECEIVE_BUFFER) as server:
+        made = attempt(
+            scheme=fault.scheme,
+            host=fault.host,
+            port=server.port,
+            timeout=timeout,
+            resolver=fault.resolver,
+        )
 
-    assert reason == failure.reason
-    assert "127.0.0.1" not in failure.message
-    assert 1 == server.connections
+    assert "200" == peace[fault.scheme].outcome
+    assert fault.outcome == made.outcome
+    assert "127.0.0.1" not in made.message
+    assert fault.connections == server.connections
+    assert made.seconds <= timeout + MOST_SECONDS
+    assert made.memory <= peace[fault.scheme].memory + MOST_MEMORY
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        answering(HEAD + b"content-length: 9999999999\r\n\r\n", flood(BLOCK)),
-        answering(HEAD + b"\r\n", flood(BLOCK)),
-        answering(CHUNKED, flood(b"1000\r\n" + BLOCK + b"\r\n")),
-    ],
-)
-def test_an_endless_answer_is_cut_and_counts_by_its_status(script: Script) -> None:
-    with FaultServer(script) as server, deliverer_for(server) as deliverer:
+def test_our_own_kind_of_server_gets_no_callback_to_work_on(
+    attempt: Callable[..., Measured],
+) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    made = attempt(port=port, timeout=LATE)
+    server.stop(None).wait()
+
+    assert "PROTOCOL_ERROR" == made.outcome
+
+
+@pytest.mark.parametrize("name", ["a body of 10 GB", "a body without end", "chunks without end"])
+def test_an_endless_answer_is_cut_and_counts_by_its_status(name: str) -> None:
+    with FaultServer(FAULTS[name].script) as server, deliverer_for(server) as deliverer:
         answer = answer_from(deliverer, url_of(server))
 
     assert 200 == answer.status
@@ -142,12 +126,7 @@ def test_a_receiver_that_reads_too_slowly_is_left_in_the_middle() -> None:
 
 
 def test_an_answer_that_comes_before_the_body_was_read_is_heard() -> None:
-    def refuse_early(_: FaultServer, connection: socket.socket) -> None:
-        connection.recv(1)
-        connection.sendall(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n")
-        while connection.recv(1_000_000):
-            continue
-
+    refuse_early = amid_the_request(b"HTTP/1.1 413 Too Large\r\n" + ENOUGH, swallow)
     with FaultServer(refuse_early) as server, deliverer_for(server) as deliverer:
         answer = answer_from(deliverer, url_of(server), body=bytes(5_000_000))
 
@@ -171,7 +150,7 @@ def test_no_answer_whatever_raises(data: bytes) -> None:
         FaultServer(answering(data)) as server,
         deliverer_for(server, ssl_context=context) as deliverer,
     ):
-        outcome = deliverer.deliver(url_of(server), headers=HEADERS, body=BODY)
+        outcome = deliverer.deliver(url_of(server), headers=HEADERS, body=[BODY])
 
     assert isinstance(outcome, Answered) or outcome.reason in {
         "PROTOCOL_ERROR",

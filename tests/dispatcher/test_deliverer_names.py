@@ -54,8 +54,11 @@ def test_a_resolver_that_hangs_costs_no_more_than_its_time() -> None:
         ["127.0.0.1"],
         ["::1"],
         ["64:ff9b::7f00:1"],
+        ["::ffff:127.0.0.1"],
+        ["169.254.169.254"],  # where an alias of metadata.google.internal leads
         ["8.8.8.8", "127.0.0.1"],
         ["127.0.0.1", "8.8.8.8"],
+        ["8.8.8.8"] * 500 + ["127.0.0.1"],
     ],
 )
 def test_a_public_name_that_leads_inside_is_final_and_dials_nothing(answers: list[str]) -> None:

@@ -1,41 +1,27 @@
-"""Receivers must prove their names, and TLS is no way around the deadline."""
+"""Receivers must prove their names. What they do amid a handshake is in `faults`."""
 
 from __future__ import annotations
 
 import ssl
-import warnings
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 from tests.dispatcher.calling import (
-    LATE,
     NAME,
-    SOON,
     TLS,
     answer_from,
     deliverer_for,
     failure_at,
     url_of,
 )
-from tests.fault_server import FaultServer, answering, drip, hang, reset
+from tests.dispatcher.faults import obsolete_context, server_context
 from tests.receiver import Receiver
-
-if TYPE_CHECKING:
-    import socket
-
-    from tests.fault_server import Script
 
 AUTHORITY: Final = str(TLS / "ca.pem")
 
 
-def server_context(certificate: str = "receiver") -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TLS / f"{certificate}.pem")
-    return context
-
-
-def tls_url_of(server: Receiver | FaultServer, *, host: str = NAME) -> str:
+def tls_url_of(server: Receiver, *, host: str = NAME) -> str:
     return url_of(server, scheme="https", host=host)
 
 
@@ -93,14 +79,8 @@ def test_an_authority_is_trusted_only_if_the_operator_says_so() -> None:
 
 
 def test_an_obsolete_version_of_tls_is_refused() -> None:
-    context = server_context()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
-    context.set_ciphers("ALL:@SECLEVEL=0")
     with (
-        Receiver(ssl_context=context) as receiver,
+        Receiver(ssl_context=obsolete_context()) as receiver,
         deliverer_for(receiver, ca_file=AUTHORITY) as deliverer,
     ):
         failure = failure_at(deliverer, tls_url_of(receiver))
@@ -120,39 +100,3 @@ def test_a_receiver_that_wants_a_client_certificate_is_a_tls_failure() -> None:
 
     assert "TLS_ERROR" == failure.reason
     assert "certificate required" in failure.message
-
-
-@pytest.mark.parametrize(
-    ("then", "reason"),
-    [
-        (lambda _, connection: connection.sendall(b"HTTP/1.1 400 No\r\n\r\n"), "TLS_ERROR"),
-        (hang, "TIMEOUT"),
-        # a record of 16 KiB that never gets there
-        (drip(b"\x16\x03\x03\x40\x00" + bytes(16384)), "TIMEOUT"),
-        (reset, "CONNECTION_FAILED"),
-    ],
-)
-def test_a_handshake_that_fails_or_drags_on_is_a_failure(then: Script, reason: str) -> None:
-    def script(server: FaultServer, connection: socket.socket) -> None:
-        connection.recv(65536)
-        then(server, connection)
-
-    timeout = SOON if reason == "TIMEOUT" else LATE
-    with FaultServer(script) as server, deliverer_for(server, timeout=timeout) as deliverer:
-        failure = failure_at(deliverer, tls_url_of(server))
-
-    assert reason == failure.reason
-
-
-def test_a_body_that_drips_over_tls_is_late() -> None:
-    def script(server: FaultServer, connection: socket.socket) -> None:
-        with server_context().wrap_socket(connection, server_side=True) as tls:
-            answering(b"HTTP/1.1 200 OK\r\n\r\n", drip(b"x"))(server, tls)
-
-    with (
-        FaultServer(script) as server,
-        deliverer_for(server, timeout=SOON, ca_file=AUTHORITY) as deliverer,
-    ):
-        failure = failure_at(deliverer, tls_url_of(server))
-
-    assert "TIMEOUT" == failure.reason

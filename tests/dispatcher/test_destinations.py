@@ -44,6 +44,16 @@ def destinations(threads: int = 16) -> Destinations:
     return Destinations(threads=threads, rng=NoJitter())
 
 
+def proven(*ids: int, threads: int = 16) -> Destinations:
+    """Return destinations that have answered so well that each may have the most at once."""
+    known = destinations(threads)
+    for destination in ids:
+        for _ in range(MOST_AT_ONCE):
+            known.take_turns([first(destination)], free=1, now=NOW)
+            known.finished(destination, GOOD, retry=False, now=NOW)
+    return known
+
+
 def first(destination: int, due_at: int = 0) -> DueQueue:
     return DueQueue(destination=destination, retries=False, due_at=due_at)
 
@@ -70,7 +80,7 @@ def fail(
 
 
 def test_destinations_take_turns_one_by_one() -> None:
-    turns = destinations().take_turns([first(1), first(2), first(3)], free=7, now=NOW)
+    turns = proven(1, 2, 3).take_turns([first(1), first(2), first(3)], free=7, now=NOW)
 
     assert {1: 3, 2: 2, 3: 2} == counts(turns)
 
@@ -84,7 +94,7 @@ def test_whoever_had_no_turn_for_longest_comes_first() -> None:
 
 
 def test_one_destination_never_has_more_than_its_limit_under_way() -> None:
-    known = destinations(threads=64)
+    known = proven(1, threads=64)
 
     assert {1: MOST_AT_ONCE} == counts(known.take_turns([first(1)], free=64, now=NOW))
     assert [] == known.take_turns([first(1)], free=64, now=NOW)
@@ -97,8 +107,32 @@ def test_what_is_due_later_has_no_turn_yet() -> None:
     assert NOW + 1 == known.next_turn_at([first(1, due_at=NOW + 1)], now=NOW)
 
 
+def test_of_one_that_is_new_nobody_knows_whether_it_answers_so_it_gets_few_at_first() -> None:
+    known, rounds = destinations(threads=64), []
+    for _ in range(5):
+        turns = counts(known.take_turns([first(1)], free=64, now=NOW))[1]
+        rounds.append(turns)
+        for _ in range(turns):
+            known.finished(1, GOOD, retry=False, now=NOW)
+
+    assert [1, 2, 4, 8, 8] == rounds
+
+
+def test_one_that_is_new_and_fails_has_to_earn_its_turns_slowly() -> None:
+    known = destinations(threads=64)
+    fail(known, 1)
+    rounds = []
+    for _ in range(4):
+        turns = counts(known.take_turns([first(1)], free=64, now=NOW))[1]
+        rounds.append(turns)
+        for _ in range(turns):
+            known.finished(1, GOOD, retry=False, now=NOW)
+
+    assert [1, 2, 2, 3] == rounds
+
+
 def test_turns_that_found_no_query_are_given_back() -> None:
-    known = destinations()
+    known = proven(1)
     (turn,) = known.take_turns([first(1)], free=8, now=NOW)
 
     known.not_begun(turn, count=8)
@@ -116,7 +150,7 @@ def test_retries_leave_a_quarter_of_the_threads_to_first_attempts() -> None:
 
 @pytest.mark.parametrize("outcome", [TIMEOUT, answered(429), answered(503)])
 def test_a_destination_that_is_overloaded_gets_half_as_many_at_once(outcome: Outcome) -> None:
-    known = destinations(threads=64)
+    known = proven(1, threads=64)
     known.take_turns([first(1)], free=1, now=NOW)
 
     known.finished(1, outcome, retry=False, now=NOW)
@@ -234,10 +268,36 @@ def test_what_an_operator_closed_is_open_to_all_again() -> None:
     known = destinations()
     fail(known, FAILURES_IN_A_ROW)
 
-    known.close_all_but([])
+    known.obey([])
 
-    assert not known.any_broken
-    assert {1: MOST_AT_ONCE} == counts(known.take_turns([first(1)], free=16, now=NOW))
+    assert {1: 1} == counts(known.take_turns([first(1)], free=16, now=NOW))
+
+
+HELD = Breaker(destination=1, state="HELD", probe_at=0, openings=0)
+
+
+def test_what_an_operator_holds_gets_no_turn_however_long_until_it_is_closed() -> None:
+    known = destinations()
+    known.obey([HELD])
+
+    assert [] == known.take_turns([first(1)], free=16, now=NOW + 10**9)
+    assert known.next_turn_at([first(1)], now=NOW) is None
+    assert {2: 1} == counts(known.take_turns([first(1), first(2)], free=16, now=NOW))
+
+    known.obey([])
+
+    assert not known.any_held
+    assert {1: 1} == counts(known.take_turns([first(1)], free=16, now=NOW))
+
+
+@pytest.mark.parametrize("outcome", [GOOD, TIMEOUT])
+def test_what_was_under_way_when_an_operator_held_it_changes_nothing(outcome: Outcome) -> None:
+    known = proven(1)
+    known.take_turns([first(1)], free=8, now=NOW)
+    known.obey([HELD])
+
+    assert [None] * 8 == [known.finished(1, outcome, retry=False, now=NOW) for _ in range(8)]
+    assert [] == known.take_turns([first(1)], free=16, now=NOW + 10**9)
 
 
 def test_an_attempt_that_was_not_made_teaches_nothing() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from analysis.lemmas import LemmatizerError
 from analysis.taggers import Tag, Tagged
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from storage.database import Database
 from storage.errors import ImageNotFoundError
 from tests.fakes import START, FakeClock, FakeDeliverer, FakeLemmatizer, FakeTagger
+from tests.storage.querying import UNMATCHED
 from tests.store import Store
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ class GatedDeliverer(FakeDeliverer):
         super().__init__()
         self.gate = Gate()
 
-    def deliver(self, url: str, *, headers: Mapping[str, str], body: bytes) -> DeliveryOutcome:
+    def deliver(
+        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+    ) -> DeliveryOutcome:
         self.gate.pass_through()
         return super().deliver(url, headers=headers, body=body)
 
@@ -74,19 +78,20 @@ class Bench:
         self.clock = FakeClock()
         self.deliverer = GatedDeliverer()
         self.tagger = GatedTagger()
+        self.load_lemmatizer: Callable[[], FakeLemmatizer] = FakeLemmatizer
         self.made: list[Dispatcher] = []
 
-    def make(self, *, tagger: bool = True) -> Dispatcher:
+    def make(self, *, tagger: bool = True, **settings: Any) -> Dispatcher:
         self.made.append(
             Dispatcher(
-                DispatcherSettings(delivery_threads=2, tagging_threads=1),
+                DispatcherSettings(**{"delivery_threads": 2, "tagging_threads": 1, **settings}),
                 images=self.store.images,
                 tags=self.store.tags,
                 queries=self.store.queries,
                 api_keys=self.store.api_keys,
                 breakers=self.store.breakers,
-                lemmatizer=cast("Lemmatizer", FakeLemmatizer()),
-                tagger=self.tagger if tagger else None,
+                load_lemmatizer=lambda: cast("Lemmatizer", self.load_lemmatizer()),
+                load_tagger=(lambda: self.tagger) if tagger else None,
                 deliverer=self.deliverer,
                 clock=self.clock,
             )
@@ -264,7 +269,7 @@ def test_the_index_is_there_before_the_first_query(bench: Bench) -> None:
     dispatcher = bench.make()
     dispatcher.start()
 
-    assert 1 == len(dispatcher._matcher._tags_of)
+    assert ["dog"] == [*dispatcher._matcher._matcher.result()._names.values()]
 
 
 def test_an_image_deleted_while_it_is_tagged_is_gone(bench: Bench) -> None:
@@ -286,5 +291,100 @@ def test_an_image_deleted_while_it_is_tagged_is_gone(bench: Bench) -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="delivery_threads must be at least 1, not 0"):
         DispatcherSettings(delivery_threads=0)
+    with pytest.raises(ValueError, match="delivery_bytes must be at least 1, not 0"):
+        DispatcherSettings(delivery_bytes=0)
     with pytest.raises(ValueError, match="tagging_threads must be at least 1, not -1"):
         DispatcherSettings(tagging_threads=-1)
+
+
+def test_what_has_its_match_goes_out_again_while_the_models_load(bench: Bench) -> None:
+    tried, untried = (bench.store.submit(text) for text in ("tried", "untried"))
+    lease = bench.store.lease(limit=1, now=START)[0]
+    assert bench.store.queries.record_match(lease, UNMATCHED)
+    loading = Gate(is_open=False)
+
+    def load() -> FakeLemmatizer:
+        loading.pass_through()
+        return FakeLemmatizer()
+
+    bench.load_lemmatizer = load
+    dispatcher = bench.make()
+    starting = threading.Thread(target=dispatcher.start)
+    starting.start()
+    assert loading.reached.wait(PATIENCE)
+    bench.wait_for_query(tried.id, "DELIVERED")
+    dispatcher.wake_delivery()
+    sent_meanwhile = [headers["webhook-id"] for _, headers, _ in bench.deliverer.sent]
+    used = bench.store.queries.get(untried.id).attempts
+    loading.opened.set()
+    starting.join(PATIENCE)
+    bench.wait_for_query(untried.id, "DELIVERED")
+
+    assert tried.id == lease.id
+    assert [tried.id] == sent_meanwhile
+    assert () == used
+
+
+def test_a_retry_without_a_match_waits_for_the_models_and_is_not_lost_when_none_come(
+    bench: Bench,
+) -> None:
+    query = bench.store.submit("dog")
+    bench.store.lease(limit=1, now=START)  # by a process that died before it had matched
+
+    def load() -> FakeLemmatizer:
+        while not bench.store.database.read("SELECT 1 FROM query WHERE leased_at IS NOT NULL"):
+            pass  # it is leased in a moment, and nobody tells
+        message = "no lemmas"
+        raise LemmatizerError(message)
+
+    bench.load_lemmatizer = load
+    dispatcher = bench.make()
+    with pytest.raises(LemmatizerError, match="no lemmas"):
+        dispatcher.start()
+    dispatcher.drain()
+
+    kept = bench.store.queries.get(query.id)
+    assert [] == bench.deliverer.sent
+    assert ("QUEUED", START) == (kept.state, kept.due_at)
+    assert ["INTERRUPTED"] == [made.failure_reason for made in kept.attempts]  # of the dead one
+
+
+def test_bodies_under_way_stay_within_the_budget_and_all_are_delivered(bench: Bench) -> None:
+    size, at_once = 30_000, 3  # 40,000 bytes of base64 each
+    bench.store.add_image(bytes(size), tags={"dog": 5})
+    bench.deliverer = crowded = CrowdedDeliverer(at_once, of=40)
+    queries = [
+        bench.store.submit("dog", destination=f"http://{number}.test:80") for number in range(40)
+    ]
+    bench.make(delivery_threads=8, delivery_bytes=at_once * 40_000 + 39_999).start()
+    for query in queries:
+        bench.wait_for_query(query.id, "DELIVERED")
+
+    assert at_once == crowded.most
+    assert 40 == len(crowded.sent)
+
+
+class CrowdedDeliverer(GatedDeliverer):
+    """Lets go of nobody before *expected* have come, unless no more will; then of all of them."""
+
+    def __init__(self, expected: int, *, of: int) -> None:
+        super().__init__()
+        self._expected = expected
+        self._total = of
+        self._changed = threading.Condition()
+        self._come = 0
+        self._here = 0
+        self.most = 0
+
+    def deliver(
+        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+    ) -> DeliveryOutcome:
+        with self._changed:
+            self._come += 1
+            self._here += 1
+            self.most = max(self.most, self._here)
+            self._changed.notify_all()
+            crowd = min(-(-self._come // self._expected) * self._expected, self._total)
+            assert self._changed.wait_for(lambda: self._come >= crowd, PATIENCE)
+            self._here -= 1
+        return super().deliver(url, headers=headers, body=body)

@@ -44,6 +44,25 @@ def test_what_no_patience_can_mend_is_raised() -> None:
     assert 1 == storage.asked
 
 
+def test_a_wait_is_told_when_it_is_long_and_no_more_when_it_is_over() -> None:
+    now = 1000.0
+    told: list[bool] = []
+    patience = Patience(pause=0, monotonic=lambda: now)
+
+    def refuse_for_ninety_seconds() -> None:
+        nonlocal now
+        told.append(patience.has_waited(90))
+        if len(told) < 4:
+            now += 45
+            raise StorageFullError
+
+    patience.insist(refuse_for_ninety_seconds, on="qry_1")
+
+    # First refused after 45 s: it has been for 0, 45 and 90 s.
+    assert [False, False, False, True] == told
+    assert not patience.has_waited(0)
+
+
 def test_stopping_ends_a_wait_however_long() -> None:
     patience = Patience(pause=3600)
     asked = threading.Event()

@@ -45,7 +45,7 @@ def matched(**changes: Any) -> bytes:
         "timestamp_at": AT,
         "content": b"\xff\xd8\x00\xff\xfe",
     }
-    return payload.matched(**arguments | changes)
+    return b"".join(payload.matched(**arguments | changes))
 
 
 def unmatched(**changes: Any) -> bytes:
@@ -55,7 +55,7 @@ def unmatched(**changes: Any) -> bytes:
         "lemmas": ["xyzzy"],
         "timestamp_at": AT,
     }
-    return payload.unmatched(**arguments | changes)
+    return b"".join(payload.unmatched(**arguments | changes))
 
 
 def test_a_match_is_told_byte_for_byte() -> None:

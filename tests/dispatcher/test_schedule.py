@@ -10,11 +10,11 @@ import pytest
 
 from dispatcher.deliverer import Answered, Failed
 from dispatcher.destinations import FAILURES_IN_A_ROW, MOST_AT_ONCE, Destinations
-from dispatcher.schedule import Schedule
+from dispatcher.schedule import LOOK_SECONDS, Schedule
 from storage.breakers import Breakers
-from storage.query_records import RetryAt
+from storage.query_records import Delivered, RetryAt
 from tests.fakes import START, FakeClock
-from tests.store import attempt
+from tests.store import DESTINATION, attempt
 
 if TYPE_CHECKING:
     from storage.breakers import Breaker
@@ -45,6 +45,17 @@ class Bench:
         schedule.restore()
         return schedule
 
+    def prove(self, *names: str) -> None:
+        """Let destinations answer so well that each may have the most at once."""
+        for _ in range(MOST_AT_ONCE):
+            for name in names:
+                self.store.submit(destination=name)
+            for lease in self.schedule.lease(16):
+                self.store.queries.settle(
+                    lease, attempt(lease.attempt), Delivered(), now=self.clock()
+                )
+                self.schedule.finished(lease, GOOD)
+
     def fail(self, times: int = FAILURES_IN_A_ROW) -> None:
         """Let that many attempts fail, one after the other."""
         for _ in range(times):
@@ -65,6 +76,7 @@ def bench(store: Store) -> Bench:
 
 
 def test_destinations_share_the_threads_whoever_waited_first(bench: Bench) -> None:
+    bench.prove("http://many.test:80", "http://few.test:80")
     for _ in range(20):
         bench.store.submit(destination="http://many.test:80")
     few = [bench.store.submit(destination="http://few.test:80").id for _ in range(3)]
@@ -76,6 +88,7 @@ def test_destinations_share_the_threads_whoever_waited_first(bench: Bench) -> No
 
 
 def test_turns_beyond_what_waits_are_given_back(bench: Bench) -> None:
+    bench.prove(DESTINATION)
     bench.store.submit()
     assert 1 == len(bench.schedule.lease(MOST_AT_ONCE))
 
@@ -88,6 +101,28 @@ def test_turns_beyond_what_waits_are_given_back(bench: Bench) -> None:
 def test_nothing_waits_means_no_next_time(bench: Bench) -> None:
     assert bench.schedule.next_due_at() is None
     assert [] == bench.schedule.lease(1)
+
+
+def test_while_nothing_can_be_matched_only_what_was_tried_before_has_turns(bench: Bench) -> None:
+    ready = False
+    schedule = Schedule(
+        queries=bench.store.queries,
+        breakers=bench.breakers,
+        destinations=Destinations(threads=16),
+        can_match=lambda: ready,
+        clock=bench.clock,
+    )
+    tried = bench.store.submit(destination="http://a.test:80")
+    (lease,) = bench.schedule.lease(1)
+    bench.settle(lease, later=7)
+    new = bench.store.submit(destination="http://b.test:80")
+
+    assert START + 7 == schedule.next_due_at()
+    assert [] == schedule.lease(16)
+    bench.clock.now += 7
+    assert [tried.id] == [lease.id for lease in schedule.lease(16)]
+    ready = True
+    assert [new.id] == [lease.id for lease in schedule.lease(16)]
 
 
 def test_while_a_breaker_is_open_no_attempt_of_any_query_is_used_up(bench: Bench) -> None:
@@ -116,6 +151,39 @@ def test_what_an_operator_closes_beside_the_server_is_due_at_once(bench: Bench) 
 
     assert START == bench.schedule.next_due_at()
     assert 1 == len(bench.schedule.lease(16))
+
+
+def test_what_an_operator_opens_beside_the_server_waits_without_using_up_attempts(
+    bench: Bench,
+) -> None:
+    held = bench.store.submit(destination="http://held.test:80")
+    (lease,) = bench.schedule.lease(1)
+    assert bench.breakers.hold("http://held.test:80")
+    look_at = bench.schedule.next_due_at()
+    bench.settle(lease)
+    bench.schedule.finished(lease, GOOD)
+    bench.clock.advance(86_400)
+
+    assert START + LOOK_SECONDS * 1000 == look_at
+    assert [] == bench.schedule.lease(16)
+    assert [] == bench.make().lease(16)
+    assert ["HELD"] == [each.state for each in bench.breakers.not_closed()]
+    assert bench.breakers.close("http://held.test:80")
+    assert START == bench.schedule.next_due_at()
+    assert [held.id] == [lease.id for lease in bench.schedule.lease(16)]
+
+
+def test_an_outcome_that_opens_a_breaker_does_not_undo_what_an_operator_did_just_then(
+    bench: Bench,
+) -> None:
+    bench.store.submit(destination="http://down.test:80")
+    bench.fail(FAILURES_IN_A_ROW - 1)
+    (lease,) = bench.schedule.lease(1)
+    assert bench.breakers.hold("http://down.test:80")
+
+    bench.schedule.finished(lease, REFUSED)
+
+    assert ["HELD"] == [each.state for each in bench.breakers.not_closed()]
 
 
 def test_a_breaker_that_is_just_being_saved_does_not_seem_closed_by_an_operator(

@@ -27,7 +27,7 @@ KEY = decode_secret(SECRET)
 
 
 def test_the_published_example_has_the_published_signature() -> None:
-    assert SIGNATURE == sign([KEY], webhook_id=ID, timestamp=TIMESTAMP, body=BODY)
+    assert SIGNATURE == sign([KEY], webhook_id=ID, timestamp=TIMESTAMP, body=[BODY])
     assert ID == verify([KEY], headers=HEADERS, body=BODY, now=TIMESTAMP)
 
 
@@ -36,7 +36,7 @@ def test_the_public_library_verifies_and_signs_as_we_do(text: str, key: bytes) -
     now = datetime.now(UTC).replace(microsecond=0)
     timestamp = int(now.timestamp())
     public = standardwebhooks.Webhook(base64.b64encode(key).decode())
-    signature = sign([key], webhook_id=ID, timestamp=timestamp, body=text.encode())
+    signature = sign([key], webhook_id=ID, timestamp=timestamp, body=[text.encode()])
     headers = {
         "webhook-id": ID,
         "webhook-timestamp": str(timestamp),
@@ -49,11 +49,11 @@ def test_the_public_library_verifies_and_signs_as_we_do(text: str, key: bytes) -
 
 def test_during_rotation_each_secret_signs_in_turn_and_any_of_them_verifies() -> None:
     old, new = decode_secret(new_secret()), decode_secret(new_secret())
-    signature = sign([new, old], webhook_id=ID, timestamp=TIMESTAMP, body=BODY)
+    signature = sign([new, old], webhook_id=ID, timestamp=TIMESTAMP, body=[BODY])
     headers = HEADERS | {"webhook-signature": signature}
 
     assert [
-        sign([key], webhook_id=ID, timestamp=TIMESTAMP, body=BODY) for key in (new, old)
+        sign([key], webhook_id=ID, timestamp=TIMESTAMP, body=[BODY]) for key in (new, old)
     ] == signature.split(" ")
     for key in (old, new):
         verify([key], headers=headers, body=BODY, now=TIMESTAMP)
@@ -96,12 +96,12 @@ def test_what_is_no_secret_is_refused_without_telling_it(secret: str) -> None:
 @pytest.mark.parametrize("webhook_id", ["", "qry.1"])
 def test_an_id_that_would_move_the_boundary_is_refused(webhook_id: str) -> None:
     with pytest.raises(ValueError, match="webhook id"):
-        sign([KEY], webhook_id=webhook_id, timestamp=TIMESTAMP, body=BODY)
+        sign([KEY], webhook_id=webhook_id, timestamp=TIMESTAMP, body=[BODY])
 
 
 def test_signing_without_a_secret_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one secret"):
-        sign([], webhook_id=ID, timestamp=TIMESTAMP, body=BODY)
+        sign([], webhook_id=ID, timestamp=TIMESTAMP, body=[BODY])
 
 
 @pytest.mark.parametrize("drift", [-300, 300])

@@ -212,10 +212,10 @@ def test_all_secrets_that_are_in_force_sign_the_newest_first(bench: Bench) -> No
     new, old = signature.decode_secret(secret), signature.decode_secret(SECRET)
 
     assert during["webhook-signature"] == signature.sign(
-        [new, old], webhook_id=query.id, timestamp=START // 1000, body=body
+        [new, old], webhook_id=query.id, timestamp=START // 1000, body=[body]
     )
     assert after["webhook-signature"] == signature.sign(
-        [new], webhook_id=query.id, timestamp=START // 1000 + 60, body=body
+        [new], webhook_id=query.id, timestamp=START // 1000 + 60, body=[body]
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from analysis.lemmas import Term
     from storage.database import Database
+    from storage.query_records import Attempt, QueryLease
 
 
 @pytest.fixture
@@ -55,9 +56,9 @@ def test_no_attempt_is_planned_for_after_the_callers_interest_has_ended(bench: B
 
 
 def test_one_query_in_trouble_does_not_keep_the_others_of_its_batch(bench: Bench) -> None:
-    late = bench.store.submit("dog", give_up_after=1000)
-    crashing = bench.store.submit("dog", url="https://crash.test/")
-    fine = bench.store.submit("dog")
+    late = bench.store.submit("dog", destination="http://a.test:80", give_up_after=1000)
+    crashing = bench.store.submit("dog", destination="http://b.test:80")
+    fine = bench.store.submit("dog", destination="http://c.test:80")
     bench.clock.advance(1)
     bench.before_post = crash_once()
     bench.work()
@@ -131,6 +132,94 @@ class FullDisk(Queries):
             msg = "the disk is full"
             raise StorageFullError(msg)
         return super().settle(*args, **options)
+
+
+class NoRoom(Queries):
+    """Has no room for a match *refusals* times, and for an outcome never lacks any."""
+
+    def __init__(self, database: Database, refusals: int) -> None:
+        super().__init__(database)
+        self.refusals = refusals
+
+    def record_match(self, *args: Any) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            msg = "the disk is full"
+            raise StorageFullError(msg)
+        return super().record_match(*args)
+
+
+def test_a_full_disk_before_the_post_costs_no_attempt(bench: Bench) -> None:
+    query = bench.store.submit("dog")
+    bench.queries = NoRoom(bench.store.database, refusals=20)
+    bench.worker = bench.make_worker()
+    for _ in range(20):
+        bench.work()
+        bench.clock.advance(1)
+    waiting = bench.query(query.id)
+    bench.work()
+
+    assert ("QUEUED", bench.clock()) == (waiting.state, waiting.due_at)
+    assert ("DELIVERED", 1) == (
+        bench.query(query.id).state,
+        len(bench.query(query.id).attempts),
+    )
+    assert 1 == len(bench.deliverer.sent)
+
+
+def test_what_has_no_room_when_we_stop_is_left_to_the_next_start_and_costs_no_attempt(
+    bench: Bench,
+) -> None:
+    bench.store.add_image(bytes(1000), tags={"dog": 5})
+    query = bench.store.submit("dog")
+    with bench.budget.hold(1_000_000):
+        bench.budget.close()
+        bench.work()
+    waiting = bench.query(query.id)
+    (lease,) = bench.store.lease(limit=1)
+
+    assert [] == bench.deliverer.sent
+    assert ("DELIVERING", START, ()) == (waiting.state, waiting.due_at, waiting.attempts)
+    assert (2, 1) == (lease.attempt, lease.attempt_of_cycle)
+
+
+def test_nothing_is_sent_after_the_callers_interest_has_ended_in_the_wait_for_room(
+    bench: Bench,
+) -> None:
+    query = bench.store.submit("dog", give_up_after=60_000)
+    match = bench.lemmatizer.terms
+
+    def take_long(text: str) -> list[Term]:
+        bench.clock.advance(60)
+        return match(text)
+
+    bench.lemmatizer.terms = take_long  # type: ignore[method-assign]
+    bench.work()
+
+    assert [] == bench.deliverer.sent
+    assert "DEADLINE_PASSED" == bench.query(query.id).failure_reason
+
+
+class Unwritable(Queries):
+    """Has a bug: cannot write what one receiver answered."""
+
+    def settle(
+        self, lease: QueryLease, attempt: Attempt | None, *args: Any, **options: Any
+    ) -> bool:
+        if attempt is not None and attempt.excerpt:
+            raise UnicodeError(attempt.excerpt)
+        return super().settle(lease, attempt, *args, **options)
+
+
+def test_a_lease_ends_though_its_outcome_crashes_us(bench: Bench) -> None:
+    query = bench.store.submit("dog")
+    bench.queries = Unwritable(bench.store.database)
+    bench.worker = bench.make_worker()
+    bench.deliverer.outcomes = [BROKEN]
+    bench.work()
+
+    assert START + 5000 == bench.query(query.id).due_at
+    assert ["INTERRUPTED"] == [made.failure_reason for made in bench.query(query.id).attempts]
 
 
 def test_an_outcome_that_cannot_be_recorded_is_recorded_later_and_sent_once(bench: Bench) -> None:

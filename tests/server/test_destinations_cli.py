@@ -1,10 +1,11 @@
-"""picback destinations: operators see breakers, and close them beside a running server."""
+"""picback destinations: operators see breakers, close and open them beside a running server."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
+import pytest
 from click.testing import CliRunner
 
 from server.cli import main
@@ -66,8 +67,21 @@ def test_a_breaker_is_closed_by_name(store: Store) -> None:
     assert [] == store.breakers.not_closed()
 
 
-def test_closing_what_is_no_destination_is_an_error(store: Store) -> None:
-    result = run(store, "close", "https://nobody.test:443")
+def test_a_breaker_is_opened_by_name_until_it_is_closed(store: Store) -> None:
+    store.submit(destination="https://b.test:443")
+
+    result = run(store, "open", "https://b.test:443")
+    listed = json.loads(run(store, "list", "--json").stdout)
+    run(store, "close", "https://b.test:443")
+
+    assert (0, "opened https://b.test:443\n") == (result.exit_code, result.stdout)
+    assert ("HELD", None, 1) == (listed["breaker"], listed["probe_time"], listed["waiting"])
+    assert [] == store.breakers.not_closed()
+
+
+@pytest.mark.parametrize("command", ["close", "open"])
+def test_what_is_no_destination_is_an_error(store: Store, command: str) -> None:
+    result = run(store, command, "https://nobody.test:443")
 
     assert 1 == result.exit_code
     assert "there is no destination https://nobody.test:443" in result.stderr

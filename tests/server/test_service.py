@@ -75,8 +75,8 @@ class Stage:
             queries=self.queries,
             api_keys=api_keys,
             breakers=Breakers(database),
-            lemmatizer=lemmatizer,
-            tagger=tagger,
+            load_lemmatizer=lambda: lemmatizer,
+            load_tagger=None if tagger is None else lambda: tagger,
             deliverer=self.deliverer,
             clock=clock,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from storage.errors import ImageNotFoundError, RequestIdReusedError, StorageError
-from storage.images import TaggingFailed, TagLater, TagsFound
+from storage.images import ImageFile, TaggingFailed, TagLater, TagsFound
 from tests.fakes import START
 from tests.store import new_image
 
@@ -118,6 +118,21 @@ def test_a_request_id_of_another_request_is_refused_and_changes_nothing(store: S
     assert first == store.images.get(first.id)
 
 
+def test_what_is_known_of_a_file_is_what_its_image_tells(store: Store) -> None:
+    store.add_image(b"a")
+    image = store.add_image(b"an image", tags={"dog": 1})
+
+    assert store.images.file_of(image.id) == ImageFile(
+        seq=image.seq,
+        id=image.id,
+        sha256=image.sha256,
+        media_type="image/png",
+        size_bytes=8,
+        width=3,
+        height=2,
+    )
+
+
 def test_another_keys_request_id_is_another_one(store: Store) -> None:
     first = store.add_image(b"a", request=store.request("r1", of=b"x", key="alice"))
     second = store.add_image(b"b", request=store.request("r1", of=b"y", key="bob"))
@@ -142,6 +157,7 @@ def test_deleting_leaves_nothing_but_the_news(store: Store) -> None:
 
     for what in (
         lambda: store.images.get(image.id),
+        lambda: store.images.file_of(image.id),
         lambda: store.images.content(image.seq),
         lambda: store.images.delete(image.id),
     ):

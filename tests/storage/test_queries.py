@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from storage.errors import QueryNotFoundError, RequestIdReusedError, StorageError
-from storage.query_records import Delivered, RetryAt
+from storage.query_records import Delivered, NotMade, RetryAt
 from tests.fakes import START
 from tests.storage.querying import GIVEN_UP, MATCHED, UNMATCHED, lease_one, settled
 from tests.store import CALLBACK_URL, attempt
@@ -224,6 +224,28 @@ def test_a_lease_may_end_without_an_attempt(store: Store) -> None:
         store.queries.get(query.id).state,
         store.queries.get(query.id).attempts,
     )
+
+
+def test_a_lease_handed_back_uses_up_no_attempt_of_the_schedule(store: Store) -> None:
+    store.submit()
+    for handed_back in range(3):
+        lease = lease_one(store)
+
+        assert (handed_back + 1, 1, False) == (
+            lease.attempt,
+            lease.attempt_of_cycle,
+            lease.is_retry,
+        )
+        assert store.queries.settle(lease, None, NotMade(due_at=START), now=START)
+    assert [False] == [queue.retries for queue in store.queries.waiting()]
+
+    store.queries.settle(lease_one(store), attempt(4), RetryAt(due_at=START), now=START)
+    lease = lease_one(store)
+    store.queries.settle(lease, None, NotMade(due_at=START + 1), now=START)
+    again = lease_one(store, now=START + 1)
+
+    assert (5, 2) == (lease.attempt, lease.attempt_of_cycle)
+    assert (6, 2, True) == (again.attempt, again.attempt_of_cycle, again.is_retry)
 
 
 def test_an_attempt_is_kept_as_it_was(store: Store) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,42 +23,37 @@ from hypothesis.stateful import (
     rule,
 )
 
+from storage.breakers import Breaker
 from storage.database import Database
 from storage.errors import StateConflictError
-from storage.query_records import Attempt, Delivered, GivenUp, Matched, RetryAt
+from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt, Turn
 from tests.fakes import START, FakeClock
+from tests.storage.queue_model import CAP, FINAL, QueueModel, queues
 from tests.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from storage.query_records import Query, QueryLease
+    from storage.query_records import Query, QueryLease, Settlement
 
-#: Most attempts of one cycle: few, so that they are reached.
-CAP: Final = 3
-FINAL: Final = ("DELIVERED", "FAILED", "CANCELLED")
+#: Name -> the number that storage gives it.
+DESTINATIONS: Final = {"http://a.test:80": 1, "http://b.test:80": 2}
 
 milliseconds = st.integers(0, 5)
-
-
-@dataclass
-class Expected:
-    """A query as the model has it."""
-
-    number: int
-    due_at: int | None
-    state: str = "QUEUED"
-    attempt: int = 0
-    of_cycle: int = 0
-    matched: Matched | None = None
-    #: Attempt number -> reason of failure.
-    attempts: dict[int, str | None] = field(default_factory=dict)
-    #: The lease that counts, if there is one.
-    holder: QueryLease | None = None
+names = st.sampled_from(sorted(DESTINATIONS))
+a_turn = st.builds(
+    Turn,
+    destination=st.sampled_from(sorted(DESTINATIONS.values())),
+    retries=st.booleans(),
+    count=st.integers(1, 3),
+)
+some_turns = st.lists(
+    a_turn, min_size=1, max_size=4, unique_by=lambda turn: (turn.destination, turn.retries)
+)
 
 
 class Queue(RuleBasedStateMachine):
-    """Callers, threads that hold leases (some for too long), a clock, and crashes."""
+    """Callers, threads that hold leases (some for too long), operators, a clock, and crashes."""
 
     leases: Bundle[QueryLease] = Bundle("leases")
     queries: Bundle[str] = Bundle("queries")
@@ -69,7 +63,8 @@ class Queue(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.lives = 0
         self.clock = FakeClock()
-        self.expected: dict[str, Expected] = {}
+        self.model = QueueModel()
+        self.breakers: dict[int, Breaker] = {}
         self.database = Database.own(self.root / "0")
         self.store = Store(self.database)
         self.store.key()
@@ -78,16 +73,16 @@ class Queue(RuleBasedStateMachine):
         self.database.close()
         shutil.rmtree(self.root)
 
-    @initialize(target=queries, count=st.integers(1, 3))
-    def begin(self, count: int) -> Any:
-        return multiple(*(self.submit(wait=0) for _ in range(count)))
+    @initialize(target=queries)
+    def begin(self) -> Any:
+        return multiple(*(self.submit(name, wait=0) for name in DESTINATIONS))
 
-    @rule(target=queries, wait=milliseconds)
-    def submit(self, wait: int) -> str:
+    @rule(target=queries, name=names, wait=milliseconds)
+    def submit(self, name: str, wait: int) -> str:
         # Submitted by a host whose clock is ahead: not due yet.
         due_at = self.clock() + wait
-        query = self.store.submit("text", now=due_at)
-        self.expected[query.id] = Expected(number=len(self.expected), due_at=due_at)
+        query = self.store.submit("text", destination=name, now=due_at)
+        self.model.submitted(query.id, destination=DESTINATIONS[name], due_at=due_at)
         return query.id
 
     @rule(passes=st.integers(1, 20))
@@ -98,40 +93,20 @@ class Queue(RuleBasedStateMachine):
     def set_the_clock_back(self, passes: int) -> None:
         self.clock.now = max(START, self.clock.now - passes)
 
-    @rule(target=leases, limit=st.integers(1, 4))
-    def lease(self, limit: int) -> Any:
+    @rule(target=leases, turns=some_turns)
+    def lease(self, turns: list[Turn]) -> Any:
         now = self.clock()
-        # First attempts and retries wait in queues of their own; the store takes the one
-        # whose head is due first, then the other.
-        queues = [
-            sorted(
-                (query.due_at, query.number, id_)
-                for id_, query in self.expected.items()
-                if query.due_at is not None and (query.of_cycle > 0) == retries
-            )
-            for retries in (False, True)
-        ]
-        in_turn = sorted(filter(None, queues), key=lambda queue: queue[0][0])
-        due = [entry for queue in in_turn for entry in queue if entry[0] <= now][:limit]
-        leased = self.store.lease(limit=limit, now=now)
+        due = [id_ for turn in turns for id_ in self.model.due(turn, now=now)]
+        leased = self.store.queries.lease(turns, now=now)
 
-        assert [id_ for *_, id_ in due] == [lease.id for lease in leased]
+        assert due == [lease.id for lease in leased]
         for lease in leased:
-            query = self.expected[lease.id]
-            assert query.holder is None
-            query.attempt += 1
-            query.of_cycle += 1
-            query.due_at, query.holder = None, lease
-            assert (query.attempt, query.of_cycle, query.matched) == (
-                lease.attempt,
-                lease.attempt_of_cycle,
-                lease.matched,
-            )
+            self.model.leased(lease)
         return multiple(*leased)
 
     @rule(lease=leases, word=st.sampled_from(["dog", "cat"]))
     def record_match(self, lease: QueryLease, word: str) -> None:
-        query = self.expected[lease.id]
+        query = self.model.queries[lease.id]
         matched = Matched(lemmas=(word,), match=None, at=self.clock())
         held = self.store.queries.record_match(lease, matched)
 
@@ -140,54 +115,93 @@ class Queue(RuleBasedStateMachine):
             query.state, query.matched = "DELIVERING", matched
 
     @rule(
-        lease=leases, verdict=st.sampled_from(["delivered", "retry", "give up"]), wait=milliseconds
+        lease=leases,
+        verdict=st.sampled_from(["delivered", "retry", "not made", "give up"]),
+        wait=milliseconds,
     )
     def settle(self, lease: QueryLease, verdict: str, wait: int) -> None:
-        query = self.expected[lease.id]
-        outcome: Delivered | RetryAt | GivenUp
+        query = self.model.queries[lease.id]
+        outcome: Settlement
         if verdict == "delivered":
             outcome = Delivered()
+        elif verdict == "not made":
+            outcome = NotMade(due_at=self.clock() + wait)
         elif verdict == "retry" and lease.attempt_of_cycle < CAP:  # as the policy decides
             outcome = RetryAt(due_at=self.clock() + wait)
         else:
             outcome = GivenUp(reason="ATTEMPTS_EXHAUSTED", message="It was the last.")
-        failure = None if verdict == "delivered" else "TIMEOUT"
         made = Attempt(
-            number=lease.attempt, started_at=self.clock(), latency_ms=1, failure_reason=failure
+            number=lease.attempt,
+            started_at=self.clock(),
+            latency_ms=1,
+            failure_reason=None if verdict == "delivered" else "TIMEOUT",
         )
-        held = self.store.queries.settle(lease, made, outcome, now=self.clock())
+        held = self.store.queries.settle(
+            lease, None if verdict == "not made" else made, outcome, now=self.clock()
+        )
 
         assert held == (query.holder == lease)
-        if not held:
-            return
-        query.holder = None
-        query.attempts[lease.attempt] = failure
-        match outcome:
-            case Delivered():
-                query.state = "DELIVERED"
-            case RetryAt():
-                query.due_at = outcome.due_at
-            case GivenUp():
-                query.state = "FAILED"
+        if held:
+            self.model.settled(lease, outcome)
 
     @rule(id_=queries)
     def cancel(self, id_: str) -> None:
-        query = self.expected[id_]
+        state = self.model.queries[id_].state
         refused = _state_that_forbids(lambda: self.store.queries.cancel(id_, now=self.clock()))
 
-        assert refused == (query.state if query.state in ("DELIVERED", "FAILED") else None)
+        assert refused == (state if state in ("DELIVERED", "FAILED") else None)
         if refused is None:
-            query.state, query.due_at, query.holder = "CANCELLED", None, None
+            self.model.cancelled(id_)
 
     @rule(id_=queries)
     def redeliver(self, id_: str) -> None:
-        query = self.expected[id_]
+        state = self.model.queries[id_].state
         refused = _state_that_forbids(lambda: self.store.queries.redeliver(id_, now=self.clock()))
 
-        assert refused == (None if query.state in FINAL else query.state)
+        assert refused == (None if state in FINAL else state)
         if refused is None:
-            query.state = "DELIVERING" if query.matched else "QUEUED"
-            query.due_at, query.of_cycle = self.clock(), 0
+            self.model.redelivered(id_, now=self.clock())
+
+    @rule(state=st.sampled_from(FINAL))
+    def redeliver_all(self, state: str) -> None:
+        found = self.store.queries.page(before=None, size=1000, state=state)
+
+        assert {id_ for id_, query in self.model.queries.items() if query.state == state} == {
+            query.id for query in found
+        }
+        for query in found:
+            self.redeliver(query.id)
+
+    @rule(
+        destination=st.sampled_from(sorted(DESTINATIONS.values())),
+        state=st.sampled_from(["CLOSED", "OPEN", "RECOVERING"]),
+        probe_in=milliseconds,
+        openings=st.integers(1, 5),
+    )
+    def save_a_breaker(self, destination: int, state: str, probe_in: int, openings: int) -> None:
+        breaker = Breaker(
+            destination=destination,
+            state=state,
+            probe_at=self.clock() + probe_in,
+            openings=openings,
+        )
+        self.store.breakers.save(breaker)
+        if destination in self.breakers and self.breakers[destination].state == "HELD":
+            return  # an operator's word stands
+        self.breakers.pop(destination, None)
+        if state != "CLOSED":
+            self.breakers[destination] = breaker
+
+    @rule(name=names)
+    def close_a_breaker(self, name: str) -> None:
+        assert self.store.breakers.close(name)
+        self.breakers.pop(DESTINATIONS[name], None)
+
+    @rule(name=names)
+    def hold_a_breaker(self, name: str) -> None:
+        assert self.store.breakers.hold(name)
+        number = DESTINATIONS[name]
+        self.breakers[number] = Breaker(destination=number, state="HELD", probe_at=0, openings=0)
 
     @precondition(lambda self: self.lives < 5)
     @rule()
@@ -200,17 +214,9 @@ class Queue(RuleBasedStateMachine):
         self.database.close()
         self.database = Database.own(folder)
         self.store = Store(self.database)
-        held = [query for query in self.expected.values() if query.holder]
         voided = self.store.queries.void_leases(max_attempts=CAP, now=self.clock())
 
-        assert len(held) == voided
-        for query in held:
-            query.holder = None
-            query.attempts[query.attempt] = "INTERRUPTED"
-            if query.of_cycle >= CAP:
-                query.state = "FAILED"
-            else:
-                query.due_at = self.clock()
+        assert self.model.died(now=self.clock()) == voided
 
     @invariant()
     def storage_agrees_with_the_model(self) -> None:
@@ -232,13 +238,28 @@ class Queue(RuleBasedStateMachine):
                 query.attempts,
                 (query.state in FINAL, query.state == "FAILED"),
             )
-            for id_, query in self.expected.items()
+            for id_, query in self.model.queries.items()
         } == found
 
     @invariant()
-    def the_next_due_time_is_the_earliest(self) -> None:
-        due = [query.due_at for query in self.expected.values() if query.due_at is not None]
-        assert min(due, default=None) == self.store.next_due_at()
+    def every_queue_has_its_head(self) -> None:
+        assert self.model.waiting() == queues(self.store.queries.waiting())
+
+    @invariant()
+    def breakers_are_as_they_were_left(self) -> None:
+        assert self.breakers == {
+            each.destination: each for each in self.store.breakers.not_closed()
+        }
+
+    @invariant()
+    def operators_see_how_many_wait(self) -> None:
+        waiting = dict.fromkeys(DESTINATIONS.values(), 0)
+        for query in self.model.queries.values():
+            waiting[query.destination] += query.state not in FINAL
+        found = self.store.breakers.destinations()
+        assert self.model.queries == {} or waiting == {
+            each.breaker.destination: each.waiting for each in found
+        }
 
     @invariant()
     def no_cycle_has_more_attempts_than_the_cap(self) -> None:
@@ -248,7 +269,7 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def what_is_leased_has_one_holder(self) -> None:
         leased = self.store.database.read("SELECT id FROM query WHERE leased_at IS NOT NULL")
-        assert {id_ for id_, query in self.expected.items() if query.holder} == {
+        assert {id_ for id_, query in self.model.queries.items() if query.holder} == {
             id_ for (id_,) in leased
         }
 
