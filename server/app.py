@@ -137,7 +137,6 @@ class App:
             deliverer=self._deliverer,
             clock=clock,
         )
-        self._queries.on_submitted = self._dispatcher.wake_delivery
         service = ImageService(
             images=self._images,
             queries=self._queries,

@@ -184,6 +184,20 @@ class Database:
             self._operations.put(_Operation(operation, size_bytes, done))
         return done.result()
 
+    def truncate_log(self) -> bool:
+        """Copy the write-ahead log into the file and empty it, with the old pages that it holds.
+
+        Returns:
+            Whether it is empty now: it cannot be emptied while another process reads.
+        """
+        connection = self._connect_writer()
+        try:
+            with _translated():
+                busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
+        finally:
+            connection.close()
+        return not busy
+
     def close(self) -> None:
         """Finish what was asked for, then close the file and give up the folder."""
         with self._gate:

@@ -30,7 +30,7 @@ from storage.query_records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from storage.database import Connection, Database
     from storage.query_records import (
@@ -52,9 +52,6 @@ class Queries:
         self._database = database
         #: Published after each change of a query.
         self.changes = Changes()
-        #: Called after each commit that stored queries, once for all of them, by the thread
-        #: that writes: it must neither wait nor raise.
-        self.on_submitted: Callable[[], None] = lambda: None
 
     def submit(
         self,
@@ -103,7 +100,7 @@ class Queries:
             requests.remember(connection, request, id_)
             return id_, seq
 
-        stored, seq = self._database.write(operation, committed=self._announce)
+        stored, seq = self._database.write(operation)
         if stored != id_:
             return self.get(stored), False
         # As accepted. To read it back would cost as much again as all the rest.
@@ -324,9 +321,6 @@ class Queries:
             return len(rows)
 
         return self._database.write(operation)
-
-    def _announce(self) -> None:
-        self.on_submitted()
 
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)

@@ -67,47 +67,10 @@ def test_an_operation_that_raises_undoes_itself_and_nobody_else(database: Databa
         asked = [ask(database, operation) for operation in (insert("a"), fail, insert("b"))]
     first, second, third = settle(asked)
 
-    # The second time with care: neither a commit for each of them, nor one less.
-    assert [2, 3] == transactions(statements)
-    assert 1 == statements.count("COMMIT")
+    assert [3] == transactions(statements)
     assert (1, 1) == (first, third)
     assert "second thoughts" == str(second)
     assert ["a", "b"] == names(database)
-
-
-def test_operations_that_do_not_fail_are_not_fenced_off(database: Database) -> None:
-    with busy_writer(database) as statements:
-        asked = [ask(database, insert(f"{number}")) for number in range(3)]
-    settle(asked)
-
-    assert ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"] == [
-        statement.split()[0] for statement in statements
-    ]
-
-
-def test_a_commit_is_announced_once_however_many_share_it(database: Database) -> None:
-    announced: list[list[str]] = []
-
-    def committed() -> None:
-        announced.append(names(database))
-
-    with busy_writer(database):
-        asked = [ask(database, insert(f"{number}"), committed=committed) for number in range(3)]
-        asked.append(ask(database, insert("unannounced")))
-    settle(asked)
-    database.write(insert("later"), committed=committed)
-    database.write(insert("last"))
-
-    assert [["0", "1", "2", "unannounced"], ["0", "1", "2", "later", "unannounced"]] == announced
-
-
-def test_nothing_is_announced_that_was_not_committed(database: Database) -> None:
-    announced: list[None] = []
-    with pytest.raises(ValueError, match="second thoughts"):
-        database.write(fail, committed=lambda: announced.append(None))
-    database.write(insert("after"))  # what follows a commit has happened before the next one
-
-    assert [] == announced
 
 
 def test_a_violated_constraint_is_told_as_a_storage_error(database: Database) -> None:

@@ -39,15 +39,10 @@ def fail(connection: Connection) -> None:
     raise ValueError(msg)
 
 
-def ask(
-    database: Database,
-    operation: Callable[[Connection], Any],
-    size: int = 0,
-    committed: Callable[[], None] | None = None,
-) -> Future[Any]:
+def ask(database: Database, operation: Callable[[Connection], Any], size: int = 0) -> Future[Any]:
     """Put an operation where `write` does, without waiting for it."""
     done: Future[Any] = Future()
-    database._operations.put(_Operation(operation, size, done, committed))
+    database._operations.put(_Operation(operation, size, done))
     return done
 
 
@@ -73,11 +68,11 @@ def busy_writer(database: Database) -> Iterator[list[str]]:
 
 
 def transactions(statements: list[str]) -> list[int]:
-    """Return how many operations each transaction had that was tried."""
-    begun = " ".join(
-        statement for statement in statements if statement.startswith(("BEGIN", "INSERT"))
+    """Return how many operations each transaction had."""
+    text = " ".join(
+        statement for statement in statements if statement.startswith(("BEGIN", "SAVEPOINT"))
     )
-    return [part.count("INSERT INTO setting") for part in begun.split("BEGIN IMMEDIATE")[1:]]
+    return [part.count("SAVEPOINT") for part in text.split("BEGIN IMMEDIATE")[1:]]
 
 
 def settle(futures: list[Future[Any]]) -> list[Any]:
