@@ -24,6 +24,7 @@ from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from dispatcher.url_guard import Resolver, UrlGuard
 
@@ -117,7 +118,7 @@ class HttpDeliverer:
         resolver: Resolver = system_resolver,
         connect: Callable[[str, int, float], socket.socket] = connect_tcp,
         ssl_context: ssl.SSLContext | None = None,
-        ca_file: str | None = None,
+        ca_file: Path | None = None,
         max_idle_connections: int = MAX_IDLE_CONNECTIONS,
         keep_idle: float = KEEP_IDLE,
         clock: Callable[[], float] = time.time,

@@ -120,11 +120,7 @@ class App:
         pictures = PictureReader(max_pixels=config.max_image_pixels)
         require_pipeline(config.pipeline)
         load_tagger = _tagger_loader(config, pictures)
-        self._deliverer = HttpDeliverer(
-            guard,
-            timeout=config.callback_timeout,
-            user_agent=f"picback/{metadata.version('picback')}",
-        )
+        self._deliverer = _make_deliverer(config, guard)
         self._dispatcher = Dispatcher(
             config.dispatcher,
             images=self._images,
@@ -319,9 +315,22 @@ def _server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
 
 def _make_guard(config: Config) -> UrlGuard:
     try:
-        return UrlGuard(allow=config.allow_callback)
+        return UrlGuard(allow=config.allow_callback, nat64=config.nat64)
     except ValueError as error:
         msg = f"allow_callback: {error}"
+        raise ConfigError(msg) from error
+
+
+def _make_deliverer(config: Config, guard: UrlGuard) -> HttpDeliverer:
+    try:
+        return HttpDeliverer(
+            guard,
+            timeout=config.callback_timeout,
+            user_agent=f"picback/{metadata.version('picback')}",
+            ca_file=config.callback_ca,
+        )
+    except OSError as error:  # which errors of TLS are, too
+        msg = f"callback_ca: {config.callback_ca} holds no certificates that can be read"
         raise ConfigError(msg) from error
 
 

@@ -60,6 +60,10 @@ class Config:
     clarifai: ClarifaiSettings = field(default_factory=ClarifaiSettings)
     #: HOST:PORT or CIDR; see `dispatcher.UrlGuard`.
     allow_callback: tuple[str, ...] = ()
+    #: Certificates (PEM) to trust receivers by, beside the public authorities'.
+    callback_ca: Path | None = None
+    #: See `dispatcher.UrlGuard`.
+    nat64: bool = False
     pipeline: str = DEFAULT_PIPELINE
     #: Clarifai's limit. Source: docs.clarifai.com, "Upload Inputs".
     max_image_bytes: int = 20_000_000

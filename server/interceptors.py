@@ -273,10 +273,10 @@ def _abort(
 ) -> None:
     status = status_of(error)
     details = ("grpc-status-details-bin", status.SerializeToString())
-    delay = RETRY_AFTER_MS.get(error.reason)
-    # gRPC's own retries obey this; RetryInfo is for callers who retry by themselves.
-    pushback = () if delay is None else (("grpc-retry-pushback-ms", str(delay)),)
-    context.set_trailing_metadata((*trailers, details, *pushback))
+    # gRPC's own retries obey this; RetryInfo is for callers who retry by themselves. They go by
+    # the status alone, and would send 20 MB to a full disk five times: -1 says not to.
+    pushback = ("grpc-retry-pushback-ms", str(RETRY_AFTER_MS.get(error.reason, -1)))
+    context.set_trailing_metadata((*trailers, details, pushback))
     context.abort(STATUS_CODES[error.reason], status.message)
 
 

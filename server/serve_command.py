@@ -116,6 +116,20 @@ _FIRST_KEY: Final = "first-key.json"
     help="Largest image, in pixels.",
 )
 @click.option(
+    "--callback-ca",
+    envvar="PICBACK_CALLBACK_CA",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Trust receivers whose certificates this authority (PEM) signed, too.",
+)
+@click.option(
+    "--nat64",
+    envvar="PICBACK_NAT64",
+    show_envvar=True,
+    is_flag=True,
+    help="This network reaches IPv4 through NAT64: judge 64:ff9b:: by the address within.",
+)
+@click.option(
     "--callback-timeout",
     envvar="PICBACK_CALLBACK_TIMEOUT",
     show_envvar=True,
@@ -254,6 +268,8 @@ def _config(options: dict[str, Any]) -> Config:
             insecure=options["clarifai_insecure"],
         ),
         allow_callback=options["allow_callback"],
+        callback_ca=options["callback_ca"],
+        nat64=options["nat64"],
         pipeline=options["pipeline"],
         max_image_bytes=options["max_image_bytes"],
         max_image_pixels=options["max_image_pixels"],

@@ -159,7 +159,7 @@ def test_bytes_that_came_before_a_request_are_not_its_answer(surplus: bytes, sch
 
     with (
         FaultServer(script if scheme == "http" else over_tls(script)) as server,
-        deliverer_for(server, ca_file=str(TLS / "ca.pem")) as deliverer,
+        deliverer_for(server, ca_file=TLS / "ca.pem") as deliverer,
     ):
         url = url_of(server, scheme=scheme)
         statuses = [answer_from(deliverer, url).status for _ in range(3)]

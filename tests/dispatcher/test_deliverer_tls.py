@@ -18,7 +18,7 @@ from tests.dispatcher.calling import (
 from tests.dispatcher.faults import obsolete_context, server_context
 from tests.receiver import Receiver
 
-AUTHORITY: Final = str(TLS / "ca.pem")
+AUTHORITY: Final = TLS / "ca.pem"
 
 
 def tls_url_of(server: Receiver, *, host: str = NAME) -> str:

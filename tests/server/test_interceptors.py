@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from picback.v1 import image_service_pb2 as pb
+from picback.v1 import image_service_pb2_grpc
 from server import logs, reflection
 from server.interceptors import SCOPES
 from storage.api_keys import SCOPES as ALL_SCOPES
@@ -275,6 +276,32 @@ def test_what_goes_wrong_inside_is_logged_but_not_told(
         for record in caplog.records
         if record.getMessage() == "rpc.failed"
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"), [(StorageBusyError("busy"), 3), (StorageFullError("full"), 1)]
+)
+def test_a_full_disk_is_not_asked_again_by_a_caller_who_retries_by_status(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int
+) -> None:
+    asked = []
+
+    def fail(**_: object) -> None:
+        asked.append(1)
+        raise error
+
+    monkeypatch.setattr(service.app._images, "page", fail)
+    monkeypatch.setattr("server.interceptors.RETRY_AFTER_MS", {"STORAGE_UNAVAILABLE": 1})
+    policy = """{"methodConfig": [{"name": [{}], "retryPolicy": {
+        "maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]}}]}"""
+    options = [("grpc.service_config", policy), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(service.address, options) as channel:
+        stub = image_service_pb2_grpc.ImageServiceStub(channel)
+        refused(lambda: stub.ListImages(pb.ListImagesRequest(), metadata=service.metadata))
+
+    assert calls == len(asked)
 
 
 def test_a_call_that_may_work_later_is_retried_by_grpc_itself(

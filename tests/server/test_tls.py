@@ -11,8 +11,11 @@ import pytest
 from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server.app import App
-from server.config import ConfigError, TlsSettings
+from server.config import Config, ConfigError, TlsSettings
+from tests.dispatcher.faults import server_context
+from tests.receiver import Receiver
 from tests.server.serving import config_of, first_key, serving
+from tests.service import running
 
 TLS = Path(__file__).parents[1] / "dispatcher/tls"
 AUTHORITY = TLS / "ca.pem"
@@ -98,6 +101,28 @@ def test_mutual_tls_takes_no_others(tmp_path: Path, identity: str | None) -> Non
         _list_images(app, None if identity is None else TLS / identity)
 
     assert grpc.StatusCode.UNAVAILABLE == _code_of(caught)
+
+
+def test_receivers_of_an_authority_of_ones_own_are_called_back(tmp_path: Path) -> None:
+    with (
+        Receiver(ssl_context=server_context()) as receiver,
+        running(
+            tmp_path / "data", allow_callback=(receiver.address,), callback_ca=AUTHORITY
+        ) as service,
+    ):
+        request = pb.SubmitQueryRequest(text="a dog", callback_url=receiver.url)
+        query = service.stub.SubmitQuery(request, metadata=service.metadata).query
+        (received,) = receiver.wait_for(1)
+
+    assert query.id == received.headers["webhook-id"]
+
+
+@pytest.mark.parametrize("name", ["missing.pem", "make.sh"])
+def test_an_authority_of_receivers_that_cannot_be_read_is_told_at_start(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="callback_ca"):
+        App(Config(data=tmp_path / "data", listen="127.0.0.1:0", callback_ca=TLS / name))
 
 
 def test_tls_may_listen_where_others_can_reach_it(tmp_path: Path) -> None:

@@ -169,6 +169,19 @@ def _back_up(store: Store, folder: Path) -> None:
         shutil.copy(file, folder)
 
 
+def test_a_sum_may_be_larger_than_32_bits(store: Store) -> None:
+    names = [f"t{number}" for number in range(2_500)]
+    image = store.add_image(b"everything", tags={"t0": 1_000_000})
+    store.images.update_tags(image.id, set_tags=dict.fromkeys(names, 1_000_000), remove=[])
+    store.add_image(b"something", tags={"t0": 1_000_000})
+
+    index = TagIndex(store.tags, merge_at=1)
+
+    assert [(1, 2_500_000_000), (2, 1_000_000)] == found(store, index, *names)
+    assert [(1, 1_000_000), (2, 1_000_000)] == found(store, index, "t0")
+    assert 1 == len(segments(store))
+
+
 def test_what_a_killed_merge_left_is_cleared_away(store: Store) -> None:
     fill(store, 12)
     found(store, TagIndex(store.tags, merge_at=10), "dog")
