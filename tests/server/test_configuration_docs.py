@@ -81,7 +81,7 @@ def test_options_variables_and_defaults_are_those_of_the_document(command: str) 
 def test_help_lists_what_the_document_lists(command: str) -> None:
     result = CliRunner().invoke(main, [*command.split()[1:], "--help"], terminal_width=200)
 
-    listed = re.findall(r"^  (--[a-z-]+)", result.output, re.MULTILINE)
+    listed = re.findall(r"^  (--[a-z0-9-]+)", result.output, re.MULTILINE)
     variables = re.findall(r"env var: ([A-Z_, ]+)", result.output)
     documented = _documented(command)
     assert list(documented) == listed
