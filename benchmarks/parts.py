@@ -5,24 +5,21 @@ as picback delivers with, so that they share commits as they do there:
 
 * match: lemmas and the best image
 * body: the image read from the database, base64, JSON, the signature
-* post: ready bytes by a bare `httpx.Client` for each thread
+* post: ready bytes, sent and answered
 * record: the lease, the match and the outcome written to the database
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
 from analysis.lemmas import Lemmatizer
 from benchmarks import pictures
 from benchmarks.deliveries import THREADS
-from dispatcher import decode_secret, new_secret, payload, signature
+from dispatcher import HttpDeliverer, UrlGuard, decode_secret, new_secret, payload, signature
 from dispatcher.matcher import Matcher
 from storage.api_keys import SCOPES, ApiKeys
 from storage.database import Database
@@ -67,24 +64,21 @@ class Parts:
         )
         self._matched = self._match()
         self._pool = ThreadPoolExecutor(THREADS)
-        self._local = threading.local()
-        self._clients: list[httpx.Client] = []
 
     def close(self) -> None:
-        """End the threads and the connections."""
+        """End the threads."""
         self._pool.shutdown()
-        for client in self._clients:
-            client.close()
 
     def measure(self, receiver: Receiver, count: int) -> dict[str, float]:
         """Return the processor seconds of each part, for one query."""
         everything = range(count)
         body = self._body()
         url = receiver.urls[0]
-        self._cpu(lambda _: self._client(), range(10 * THREADS))  # before the clock runs
+        deliverer = HttpDeliverer(UrlGuard(allow=receiver.addresses))
         receiver.expect(count)
-        post = self._cpu(lambda _: self._client().post(url, content=body), everything)
+        post = self._cpu(lambda _: deliverer.deliver(url, headers={}, body=body), everything)
         receiver.wait()
+        deliverer.close()
         return {
             "match": self._cpu(lambda _: self._match(), everything),
             "body": self._cpu(lambda _: self._body(), everything),
@@ -102,10 +96,10 @@ class Parts:
         found = self._matcher.match(TEXT, limit=1)
         return Matched(lemmas=found.lemmas, match=found.matches[0], at=_NOW)
 
-    def _body(self) -> bytes:
+    def _body(self) -> Sequence[bytes]:
         match = self._matched.match
         assert match is not None  # noqa: S101 - for the type checker
-        image = self._images.get(match.image_id)
+        image = self._images.file_of(match.image_id)
         body = payload.matched(
             query_id=28 * "q",
             text=TEXT,
@@ -122,14 +116,7 @@ class Parts:
             timestamp=_NOW // 1000,
             body=body,
         )
-        return b"".join(body)
-
-    def _client(self) -> httpx.Client:
-        if not hasattr(self._local, "client"):
-            self._local.client = httpx.Client(trust_env=False)
-            self._clients.append(self._local.client)
-        client: httpx.Client = self._local.client
-        return client
+        return body
 
     def _record(self, url: str, count: int) -> float:
         self._cpu(lambda _: self._submit(url), range(count))

@@ -82,7 +82,7 @@ def test_help_lists_what_the_document_lists(command: str) -> None:
     result = CliRunner().invoke(main, [*command.split()[1:], "--help"], terminal_width=200)
 
     listed = re.findall(r"^  (--[a-z0-9-]+)", result.output, re.MULTILINE)
-    variables = re.findall(r"env var: ([A-Z_, ]+)", result.output)
+    variables = re.findall(r"env var: ([A-Z0-9_, ]+)", result.output)
     documented = _documented(command)
     assert list(documented) == listed
     assert [", ".join(names) for names, _ in documented.values()] == variables
