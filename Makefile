@@ -55,7 +55,7 @@ fuzz: $(VENV)/.dev ## 100,000 texts asked of random libraries; the matcher again
 	$(BIN)/python -m tests.matching_fuzz
 
 .PHONY: storm
-storm: $(VENV)/.dev ## 500 SIGKILLs and 40 SIGTERMs under load; nothing may be lost (15 minutes)
+storm: $(VENV)/.dev ## 500 SIGKILLs and 40 SIGTERMs under load; nothing may be lost (17 minutes)
 	$(BIN)/python -m tests.storm
 
 .PHONY: bench
