@@ -8,8 +8,8 @@ as well, stand beside them; lemmas and matching have rows of their own. The base
 the same length to the same receiver, by as many threads as picback has: one `httpx.Client` each, so
 that none waits for another's pool.
 
-picback has 16 threads for deliveries and calls one destination at most 8 times at once. The table's
-row therefore has two destinations.
+picback has 32 threads for deliveries and calls one destination at most 8 times at once. The table's
+row therefore has four destinations.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.load import calls_per_second
 from benchmarks.receiver import receiving
 from benchmarks.service import serving
 from benchmarks.submit import IN_FLIGHT, Submitter
+from dispatcher import DispatcherSettings
 from picback.v1 import image_service_pb2, query_pb2
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ if TYPE_CHECKING:
     from benchmarks.receiver import Receiver
     from benchmarks.service import Service
 
-#: Of picback: `DispatcherSettings.delivery_threads`.
-THREADS: Final = 16
+#: As many as picback has.
+THREADS: Final = DispatcherSettings().delivery_threads
 #: The image that a text finds, by the tag that stands in it. 200 KB is the row's.
 SIZES: Final = {"thumbnail": 20_000, "photo": 200_000, "poster": 2_000_000}
 DESTINATIONS: Final = (1, 2, 4, 8)
-_ROW: Final = ("photo", 2)
+_ROW: Final = ("photo", 4)
 _UNDER_WAY: Final = image_service_pb2.ListQueriesRequest(
     state=query_pb2.QUERY_STATE_DELIVERING, page_size=1
 )
@@ -69,7 +70,7 @@ def measure(setup: Setup) -> Findings:
         cpu = (service.cpu_seconds() - cpu_before) / (setup.runs * bench.count("photo"))
         first = bench.compare(tag, many, runs=setup.runs, first=True)
         by_size = {
-            SIZES[tag]: runs if (tag, 2) == _ROW else bench.compare(tag, 2, runs=_GROWTH_RUNS)
+            SIZES[tag]: runs if (tag, many) == _ROW else bench.compare(tag, many, runs=_GROWTH_RUNS)
             for tag in SIZES
         }
         by_destination = {
@@ -79,7 +80,7 @@ def measure(setup: Setup) -> Findings:
             for many in DESTINATIONS
         }
     row = Figure(
-        title="deliveries of a 200 KB image, 2 destinations",
+        title="deliveries of a 200 KB image, 4 destinations",
         baseline=f"a bare loop of httpx.Client posts, {THREADS} threads",
         unit="x",
         runs=ratios(runs, "product", "baseline"),
@@ -95,7 +96,7 @@ def measure(setup: Setup) -> Findings:
         figures=[
             row,
             Figure(
-                title="first deliveries, matching included, 2 destinations",
+                title="first deliveries, matching included, 4 destinations",
                 baseline=f"a bare loop of httpx.Client posts, {THREADS} threads",
                 unit="x",
                 runs=ratios(first, "product", "baseline"),

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import grpc
 from pysqlite3 import dbapi2 as sqlite3
 
+from dispatcher import DispatcherSettings
 from picback.v1 import image_pb2, image_service_pb2, image_service_pb2_grpc, query_pb2
 from tests.receiver import Answer, Receiver
 from tests.service import picture
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tests.receiver import Received
 
 #: Delivery threads of the server: what can be under way when it dies.
-IN_FLIGHT = 16
+IN_FLIGHT = DispatcherSettings().delivery_threads
 #: Threads that submit, and how many queries may wait: more would only make the end longer.
 CALLERS = 4
 MOST_WAITING = 100
