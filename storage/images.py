@@ -41,24 +41,6 @@ class NewImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
-    """A stored image with its tags, best first; without its bytes."""
-
-    seq: int
-    id: str
-    sha256: str
-    media_type: str
-    size_bytes: int
-    width: int
-    height: int
-    state: str
-    failure_reason: str | None
-    failure_message: str | None
-    created_at: int
-    tags: tuple[ImageTag, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFile:
     """What is known of a stored image's file; without its bytes."""
 
@@ -69,6 +51,17 @@ class ImageFile:
     size_bytes: int
     width: int
     height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image(ImageFile):
+    """A stored image with its tags, best first; without its bytes."""
+
+    state: str
+    failure_reason: str | None
+    failure_message: str | None
+    created_at: int
+    tags: tuple[ImageTag, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
