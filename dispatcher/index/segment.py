@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Entries in the head of a list: the most images that can be asked for, and some that changed.
 HEAD: Final = 128
-#: A tag is common when one image in so many carries it.
-COMMON: Final = 64
 
 _ONE: Final = np.uint64(1)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dispatcher.index.segment import ARRAYS, COMMON, HEAD, LEVELS, best_positions, words_for
+from dispatcher.index.segment import ARRAYS, HEAD, LEVELS, best_positions, words_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from dispatcher.index.recent import Postings
     from dispatcher.index.segment import Ints, Segment
+
+#: A tag is common, and has bitmaps, when one image in so many carries it.
+COMMON: Final = 64
 
 
 def write_segment(folder: Path, old: Segment | None, changes: Changes) -> None:
