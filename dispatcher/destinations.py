@@ -130,6 +130,16 @@ class Destinations:
         with self._lock:
             return any(each.state == "HELD" for each in self._destinations.values())
 
+    def is_full(self, destination: int) -> bool:
+        """Tell whether nothing can begin there before something else `finished`."""
+        with self._lock:
+            known = self._destinations.get(destination)
+            return (
+                known is not None
+                and known.state in ("CLOSED", "RECOVERING")
+                and 0 < int(known.limit) <= known.under_way
+            )
+
     def take_turns(self, waiting: Sequence[DueQueue], *, free: int, now: int) -> list[Turn]:
         """Give out at most *free* turns, one at a time to each destination in rotation.
 

@@ -156,9 +156,10 @@ class Dispatcher:
         if self._tagging_lane is not None:
             self._tagging_lane.wake()
 
-    def wake_delivery(self) -> None:
-        """There is a query to work on."""
-        self._delivery_lane.wake()
+    def wake_delivery(self, destination: int) -> None:
+        """There is a query to work on, to be called back at *destination*."""
+        if not self._schedule.is_in_vain(destination):
+            self._delivery_lane.wake()
 
     def match(self, text: str, *, limit: int) -> Matching:
         """Return what *text* matches now; see `Matcher.match`."""

@@ -49,17 +49,24 @@ class Schedule:
         #: Held while a breaker is changed and saved: to a look at what is saved, one that has
         #: just opened would otherwise seem closed by an operator.
         self._saving = threading.Lock()
+        #: What `next_due_at` saw, for the `lease` that follows.
+        self._seen: Sequence[DueQueue] | None = None
 
     def restore(self) -> None:
         """Take up the breakers that an earlier process left open."""
         self._destinations.restore(self._breakers.not_closed())
+
+    def is_in_vain(self, destination: int) -> bool:
+        """Tell whether to look for a query to *destination* is in vain until one finishes."""
+        return self._destinations.is_full(destination)
 
     def next_due_at(self) -> int | None:
         """Return when to look next for queries to lease (milliseconds); None when one finishes."""
         with self._saving:
             self._destinations.obey(self._breakers.not_closed())
         now = self._clock()
-        times = [self._destinations.next_turn_at(self._waiting(), now=now)]
+        self._seen = self._waiting()
+        times = [self._destinations.next_turn_at(self._seen, now=now)]
         if self._destinations.any_held:
             times.append(now + round(LOOK_SECONDS * 1000))  # nothing else tells when to look again
         return min((at for at in times if at is not None), default=None)
@@ -67,7 +74,10 @@ class Schedule:
     def lease(self, limit: int) -> Sequence[QueryLease]:
         """Lease at most *limit* due queries; `finished` must be told of each."""
         now = self._clock()
-        turns = self._destinations.take_turns(self._waiting(), free=limit, now=now)
+        seen, self._seen = self._seen, None  # a moment old at most: who leases has just looked
+        turns = self._destinations.take_turns(
+            self._waiting() if seen is None else seen, free=limit, now=now
+        )
         leased: Counter[tuple[int, bool]] = Counter()
         try:
             leases = self._queries.lease(turns, now=now)

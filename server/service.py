@@ -199,7 +199,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             request=_named(request_id, "SubmitQuery", text, url, give_up_after),
             now=self._clock(),
         )
-        self._dispatcher.wake_delivery()
+        self._dispatcher.wake_delivery(query.destination)
         return pb.SubmitQueryResponse(query=_query(query), created=created)
 
     def GetQuery(
@@ -251,7 +251,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> pb.RedeliverQueryResponse:
         """Make a final query due now."""
         query = self._queries.redeliver(_query_id(request.query_id), now=self._clock())
-        self._dispatcher.wake_delivery()
+        self._dispatcher.wake_delivery(query.destination)
         return pb.RedeliverQueryResponse(query=_query(query))
 
     def _check_size(self, size_bytes: int) -> None:

@@ -167,8 +167,9 @@ class Database:
 
         Args:
             operation: Called with the writer's connection; called again if what it did was
-                undone because the disk was full. Its statements with RETURNING must be
-                fetched to the end, or SQLite does not commit them.
+                undone because the disk was full, or because another one in its transaction
+                raised. Its statements with RETURNING must be fetched to the end, or SQLite
+                does not commit them.
             size_bytes: About how many bytes it writes, to bound what shares a commit.
 
         Raises:
@@ -335,8 +336,7 @@ def _commit(connection: Connection, batch: list[_Operation]) -> None:
     """Run *batch* in one transaction and settle every future, whatever happens."""
     try:
         with _translated():
-            connection.execute("BEGIN IMMEDIATE")
-            results = [(operation, _run_one(connection, operation)) for operation in batch]
+            results = _run_all(connection, batch)
             connection.execute("COMMIT")
     except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
         if connection.in_transaction:
@@ -350,11 +350,28 @@ def _commit(connection: Connection, batch: list[_Operation]) -> None:
         for operation in batch:
             operation.done.set_exception(error)
         return
-    for operation, result in results:
+    for operation, result in zip(batch, results, strict=True):
         if isinstance(result, _Refused):
             operation.done.set_exception(result.error)
         else:
             operation.done.set_result(result)
+
+
+def _run_all(connection: Connection, batch: list[_Operation]) -> list[Any]:
+    """Begin a transaction and run *batch* in it; return what each returned, or a `_Refused`.
+
+    Mostly nobody refuses, and a savepoint for each would cost as much as a row. If somebody does,
+    all begin anew, with savepoints.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        return [operation.run(connection) for operation in batch]
+    except Exception:
+        if not connection.in_transaction:
+            raise  # SQLite rolled everything back (disk full): the whole batch failed
+        connection.execute("ROLLBACK")
+    connection.execute("BEGIN IMMEDIATE")
+    return [_run_one(connection, operation) for operation in batch]
 
 
 @dataclass(frozen=True, slots=True)

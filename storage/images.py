@@ -134,15 +134,18 @@ class Images:
             RequestIdReusedError: Nothing was changed.
         """
 
+        new_image_id = new_id("img", now=now)
+
         def operation(connection: Connection) -> tuple[str, bool]:
-            known = requests.find(connection, request)
-            if known is not None:
-                return known, False
             rows = connection.execute(
                 "SELECT seq, id FROM image WHERE sha256 = ?", (new.sha256,)
             ).fetchall()
+            id_ = rows[0][1] if rows else new_image_id
+            known = requests.claim(connection, request, id_)
+            if known is not None:
+                return known, False
             if rows:
-                seq, id_ = rows[0]
+                seq = rows[0][0]
                 if tag_it:
                     connection.execute(
                         "UPDATE image SET state = 'PENDING', failure_reason = NULL,"
@@ -151,8 +154,7 @@ class Images:
                         (now, now, seq),
                     )
             else:
-                seq, id_ = _insert(connection, new, tag_it=tag_it, now=now)
-            requests.remember(connection, request, id_)
+                seq = _insert(connection, id_, new, tag_it=tag_it, now=now)
             if tags_of_caller:
                 tags.set_by_caller(connection, seq, tags_of_caller)
             return id_, not rows
@@ -319,8 +321,7 @@ class Images:
         ]
 
 
-def _insert(connection: Connection, new: NewImage, *, tag_it: bool, now: int) -> tuple[int, str]:
-    id_ = new_id("img", now=now)
+def _insert(connection: Connection, id_: str, new: NewImage, *, tag_it: bool, now: int) -> int:
     seq = connection.execute(
         "INSERT INTO image (id, sha256, media_type, size_bytes, width, height, state, created_at,"
         " pending_since, due_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -340,7 +341,7 @@ def _insert(connection: Connection, new: NewImage, *, tag_it: bool, now: int) ->
     connection.execute(
         "INSERT INTO image_content (image_seq, content) VALUES (?, ?)", (seq, new.content)
     )
-    return int(seq), id_
+    return int(seq)
 
 
 def _seq_of(connection: Connection, image_id: str) -> int:

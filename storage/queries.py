@@ -84,23 +84,20 @@ class Queries:
         """
         id_ = new_id("qry", now=now)
 
-        def operation(connection: Connection) -> tuple[str, int]:
-            known = requests.find(connection, request)
+        def operation(connection: Connection) -> tuple[str, int, int]:
+            known = requests.claim(connection, request, id_)
             if known is not None:
-                return known, 0
-            connection.execute(
-                "INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", (destination,)
-            )
+                return known, 0, 0
+            to = _destination(connection, destination)
             seq = connection.execute(
                 "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
-                " give_up_after, give_up_at, created_at) VALUES (?1, ?2, ?3, ?4,"
-                " (SELECT id FROM destination WHERE name = ?5), 'QUEUED', ?6, ?7, ?6 + ?7, ?6)",
-                (id_, key_id, text, callback_url, destination, now, give_up_after),
+                " give_up_after, give_up_at, created_at)"
+                " VALUES (?1, ?2, ?3, ?4, ?5, 'QUEUED', ?6, ?7, ?6 + ?7, ?6)",
+                (id_, key_id, text, callback_url, to, now, give_up_after),
             ).lastrowid
-            requests.remember(connection, request, id_)
-            return id_, seq
+            return id_, seq, to
 
-        stored, seq = self._database.write(operation)
+        stored, seq, to = self._database.write(operation)
         if stored != id_:
             return self.get(stored), False
         # As accepted. To read it back would cost as much again as all the rest.
@@ -110,6 +107,7 @@ class Queries:
             key_id=key_id,
             text=text,
             callback_url=callback_url,
+            destination=to,
             state="QUEUED",
             matched=None,
             due_at=now,
@@ -359,6 +357,16 @@ class Queries:
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _destination(connection: Connection, name: str) -> int:
+    """Return the number of a destination, which may be new."""
+    rows = connection.execute("SELECT id FROM destination WHERE name = ?", (name,)).fetchall()
+    if rows:
+        return int(rows[0][0])
+    return int(
+        connection.execute("INSERT INTO destination (name) VALUES (?)", (name,)).lastrowid
+    )
 
 
 def _state_of(connection: Connection, query_id: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: The columns that `query_from` takes, in its order.
 COLUMNS: Final = (
-    "seq, id, key_id, text, callback_url, state, lemmas, match_image_id, match_score, match_tags,"
+    "seq, id, key_id, text, callback_url, destination_id, state, lemmas, match_image_id, match_score, match_tags,"
     " matched_at, due_at, failure_reason, failure_message, created_at, ended_at"
 )
 #: The columns that `lease_from` takes, in its order.
@@ -73,6 +73,8 @@ class Query:
     key_id: str
     text: str
     callback_url: str
+    #: The number of its scheme, host and port.
+    destination: int
     state: str
     matched: Matched | None
     due_at: int | None
@@ -160,14 +162,15 @@ Settlement: TypeAlias = Delivered | RetryAt | GivenUp | NotMade
 
 def query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
     """Return the query of a *row* of COLUMNS."""
-    seq, id_, key_id, text, url, state, lemmas, image_id, score, tags, matched_at, *rest = row
-    due_at, failure_reason, failure_message, created_at, ended_at = rest
+    seq, id_, key_id, text, url, destination, state, lemmas, image_id, score, tags, *rest = row
+    matched_at, due_at, failure_reason, failure_message, created_at, ended_at = rest
     return Query(
         seq=seq,
         id=id_,
         key_id=key_id,
         text=text,
         callback_url=url,
+        destination=destination,
         state=state,
         matched=_matched_from(lemmas, image_id, score, tags, matched_at),
         due_at=due_at,

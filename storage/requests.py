@@ -21,34 +21,32 @@ class Request:
     fingerprint: bytes
 
 
-def find(connection: Connection, request: Request | None) -> str | None:
-    """Return the id of what *request* stored before, if it did.
+def claim(connection: Connection, request: Request | None, resource_id: str) -> str | None:
+    """Record that *request* stores *resource_id*, unless it has stored something before.
+
+    Returns:
+        The id of what it stored before; None if it is new, or the caller named no request.
 
     Raises:
         RequestIdReusedError: Its request_id stored something for a different request.
     """
     if request is None:
         return None
-    rows = connection.execute(
+    is_new = connection.execute(
+        "INSERT INTO request (key_id, request_id, fingerprint, resource_id) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        (request.key_id, request.request_id, request.fingerprint, resource_id),
+    ).rowcount
+    if is_new:
+        return None
+    fingerprint, known = connection.execute(
         "SELECT fingerprint, resource_id FROM request WHERE key_id = ? AND request_id = ?",
         (request.key_id, request.request_id),
-    ).fetchall()
-    if not rows:
-        return None
-    fingerprint, resource_id = rows[0]
+    ).fetchall()[0]
     if fingerprint != request.fingerprint:
         msg = f"request_id {request.request_id!r} was used before, for another request"
         raise RequestIdReusedError(msg)
-    return str(resource_id)
-
-
-def remember(connection: Connection, request: Request | None, resource_id: str) -> None:
-    """Record that *request* stored *resource_id*."""
-    if request is not None:
-        connection.execute(
-            "INSERT INTO request (key_id, request_id, fingerprint, resource_id) VALUES (?, ?, ?, ?)",
-            (request.key_id, request.request_id, request.fingerprint, resource_id),
-        )
+    return str(known)
 
 
 def forget(connection: Connection, resource_id: str) -> None:

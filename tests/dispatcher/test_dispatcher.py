@@ -137,7 +137,7 @@ def test_an_image_is_tagged_and_a_query_finds_it(bench: Bench) -> None:
     dispatcher.wake_tagging()
     bench.wait_for_image(image.id, "READY")
     query = bench.store.submit("a dog")
-    dispatcher.wake_delivery()
+    dispatcher.wake_delivery(query.destination)
     bench.wait_for_query(query.id, "DELIVERED")
 
     assert [image.id] == [match.image_id for match in dispatcher.match("a dog", limit=1).matches]
@@ -199,7 +199,7 @@ def test_without_a_tagger_images_wait_and_queries_are_served(bench: Bench) -> No
     dispatcher = bench.make(tagger=False)
     dispatcher.start()
     dispatcher.wake_tagging()
-    dispatcher.wake_delivery()
+    dispatcher.wake_delivery(query.destination)
     bench.wait_for_query(query.id, "DELIVERED")
 
     assert not dispatcher.tags_images
@@ -214,13 +214,13 @@ def test_draining_ends_what_is_under_way_and_leaves_the_rest_for_the_next_start(
     dispatcher.start()
     bench.deliverer.gate = Gate(is_open=False)
     under_way = bench.store.submit("under way")
-    dispatcher.wake_delivery()
+    dispatcher.wake_delivery(under_way.destination)
     assert bench.deliverer.gate.reached.wait(PATIENCE)
     draining = threading.Thread(target=dispatcher.drain)
     draining.start()
     assert wait_until_stopping(dispatcher._delivery_lane)  # type: ignore[arg-type]
     left = bench.store.submit("left")
-    dispatcher.wake_delivery()
+    dispatcher.wake_delivery(left.destination)
     bench.deliverer.gate.opened.set()
     draining.join(PATIENCE)
 
@@ -247,7 +247,7 @@ def test_draining_begins_no_delivery_while_the_tagger_takes_its_time(bench: Benc
     assert wait_until_stopping(dispatcher._tagging_lane)  # type: ignore[arg-type]
     stopped = dispatcher._delivery_lane._stopping
     query = bench.store.submit("too late")
-    dispatcher.wake_delivery()
+    dispatcher.wake_delivery(query.destination)
     dispatcher._delivery_lane._thread.join(PATIENCE)
     bench.tagger.gate.opened.set()
     draining.join(PATIENCE)
@@ -313,7 +313,7 @@ def test_what_has_its_match_goes_out_again_while_the_models_load(bench: Bench) -
     starting.start()
     assert loading.reached.wait(PATIENCE)
     bench.wait_for_query(tried.id, "DELIVERED")
-    dispatcher.wake_delivery()
+    dispatcher.wake_delivery(tried.destination)
     sent_meanwhile = [headers["webhook-id"] for _, headers, _ in bench.deliverer.sent]
     used = bench.store.queries.get(untried.id).attempts
     loading.opened.set()

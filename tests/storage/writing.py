@@ -68,11 +68,10 @@ def busy_writer(database: Database) -> Iterator[list[str]]:
 
 
 def transactions(statements: list[str]) -> list[int]:
-    """Return how many operations each transaction had."""
-    text = " ".join(
-        statement for statement in statements if statement.startswith(("BEGIN", "SAVEPOINT"))
-    )
-    return [part.count("SAVEPOINT") for part in text.split("BEGIN IMMEDIATE")[1:]]
+    """Return how many rows each transaction inserted that was committed."""
+    text = " ".join(statements).replace("ROLLBACK TO", "UNDO")
+    begun = (part for part in text.split("BEGIN IMMEDIATE")[1:] if "ROLLBACK" not in part)
+    return [part.count("INSERT") for part in begun]
 
 
 def settle(futures: list[Future[Any]]) -> list[Any]:
