@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from server import allocator, logs
 from server.app import App
 from server.beside import data_option, secrets_key_option
 from server.config import ClarifaiSettings, Config, ConfigError, TlsSettings
+from server.home_core import LOOK_SECONDS, HomeCore, allowed_cores
 from server.keys_command import credentials_json, print_credentials
 from server.secrets_key_file import read_sealer
 from storage.errors import StorageError
@@ -180,6 +182,15 @@ _FIRST_KEY: Final = "first-key.json"
     help="Allow a plaintext port that other machines can reach.",
 )
 @click.option(
+    "--core",
+    envvar="PICBACK_CORE",
+    show_envvar=True,
+    metavar="auto|any|NUMBER",
+    default="auto",
+    help="The processor core that all threads keep to that run Python: auto takes the calmest "
+    "one, now and later; any lets the kernel spread them.",
+)
+@click.option(
     "--log-format",
     envvar="PICBACK_LOG_FORMAT",
     show_envvar=True,
@@ -200,8 +211,11 @@ def serve(**options: Any) -> None:
     allocator.tune()
     logs.configure(level=options["log_level"], json_lines=options["log_format"] == "json")
     with _noting_stop_signals() as noted:
+        home = _home(options["core"])
         app = _start(options)
-        noted.recv(1)
+        home.gather()
+        while not select.select([noted], [], [], LOOK_SECONDS)[0]:
+            home.gather()
     app.stop()
 
 
@@ -226,6 +240,18 @@ def _noting_stop_signals() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(-1)
             for each in signals:
                 signal.signal(each, signal.SIG_DFL)
+
+
+def _home(core: str) -> HomeCore:
+    """Return where threads that run Python belong, as option *core* says."""
+    allowed = allowed_cores()
+    if core in ("auto", "any"):
+        return HomeCore(None, allowed=allowed if core == "auto" else frozenset())
+    if core.isascii() and core.isdecimal() and int(core) in allowed:
+        return HomeCore(int(core), allowed=allowed)
+    cores = ", ".join(map(str, sorted(allowed))) or "none can be chosen on this system"
+    msg = f"core must be auto, any, or one that this process may use ({cores}), not {core!r}"
+    raise click.ClickException(msg)
 
 
 def _start(options: dict[str, Any]) -> App:

@@ -133,7 +133,6 @@ class Images:
         Raises:
             RequestIdReusedError: Nothing was changed.
         """
-
         new_image_id = new_id("img", now=now)
 
         def operation(connection: Connection) -> tuple[str, bool]:

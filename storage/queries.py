@@ -364,9 +364,7 @@ def _destination(connection: Connection, name: str) -> int:
     rows = connection.execute("SELECT id FROM destination WHERE name = ?", (name,)).fetchall()
     if rows:
         return int(rows[0][0])
-    return int(
-        connection.execute("INSERT INTO destination (name) VALUES (?)", (name,)).lastrowid
-    )
+    return int(connection.execute("INSERT INTO destination (name) VALUES (?)", (name,)).lastrowid)
 
 
 def _state_of(connection: Connection, query_id: str) -> tuple[int, str]:

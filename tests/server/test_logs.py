@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +109,82 @@ def test_logs_go_to_standard_error_from_the_level_on(
     output = capsys.readouterr()
     assert not output.out
     assert ["loud.enough"] == [json.loads(line)["event"] for line in output.err.splitlines()]
+
+
+class _Stream(io.StringIO):
+    """Tells when something is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
+    def flush(self) -> None:
+        self.written.set()
+
+
+@pytest.fixture
+def handler() -> Iterator[logs._LineHandler]:
+    handler = logs._LineHandler(_Stream())
+    yield handler
+    handler.close()
+
+
+def _lines(handler: logs._LineHandler) -> list[str]:
+    assert isinstance(handler._stream, _Stream)
+    return handler._stream.getvalue().splitlines()
+
+
+def _log(handler: logs._LineHandler, message: str, level: int = logging.INFO) -> None:
+    handler.handle(logging.makeLogRecord({"msg": message, "levelno": level}))
+
+
+def test_a_line_is_written_soon_without_anybody_doing_more(handler: logs._LineHandler) -> None:
+    _log(handler, "a")
+
+    assert isinstance(handler._stream, _Stream)
+    assert handler._stream.written.wait(60)
+    assert ["a"] == _lines(handler)
+
+
+def test_a_warning_and_all_before_it_are_written_when_the_call_returns(
+    handler: logs._LineHandler,
+) -> None:
+    for message in ("a", "b"):
+        _log(handler, message)
+    _log(handler, "c", logging.WARNING)
+
+    assert ["a", "b", "c"] == _lines(handler)
+
+
+def test_lines_are_written_at_once_when_too_many_wait(handler: logs._LineHandler) -> None:
+    for number in range(logs._MOST_LINES):
+        _log(handler, f"{number}")
+
+    assert len(_lines(handler)) + len(handler._lines) == logs._MOST_LINES
+    assert len(handler._lines) < logs._MOST_LINES
+
+
+def test_no_line_is_lost_nor_out_of_its_threads_order(handler: logs._LineHandler) -> None:
+    def log_some(thread: int) -> None:
+        for number in range(300):
+            _log(handler, f"{thread} {number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(log_some, range(8)))
+    handler.close()
+    _log(handler, "8 0")
+
+    found = [line.split() for line in _lines(handler)]
+    assert len(found) == 8 * 300 + 1
+    for thread in range(8):
+        numbers = [int(number) for name, number in found if name == str(thread)]
+        assert list(range(300)) == numbers
+
+
+def test_a_log_that_nobody_reads_any_more_harms_nobody(handler: logs._LineHandler) -> None:
+    handler._stream.close()
+
+    _log(handler, "a", logging.ERROR)
 
 
 def test_the_http_client_is_heard_for_warnings_only(root_logger: logging.Logger) -> None:
