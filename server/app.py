@@ -55,7 +55,7 @@ _MOST_HEALTH_WATCHERS: Final = 128
 #: Threads by what they answer. A call holds its thread from before its request has come in, so
 #: what strangers may call has threads of its own.
 _THREADS: Final[Mapping[str, int]] = {
-    "call": 16,  # more do not answer faster: the work holds Python's lock
+    "call": 64,  # as many as may wait for one commit; the work itself holds Python's lock
     "upload": 16,  # they wait for tags; also the most uploads in memory at once
     "watch": _MOST_WATCHERS + 4,  # the four are there to refuse one more
     "reflection": 4,

@@ -11,12 +11,13 @@ import functools
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from server import logs
 from server.errors import (
     RETRY_AFTER_MS,
     STATUS_CODES,
@@ -106,14 +107,15 @@ class Interceptor(grpc.ServerInterceptor):
             handler = continuation(handler_call_details)
             return None if handler is None else self._wrap(method, handler, _probing)
         metadata = handler_call_details.invocation_metadata
-        caller = Caller(key_id="", request_id=self._request_id(metadata))
+        request_id, key_id = self._request_id(metadata), ""
         try:
             grant = self._authenticate(metadata)
-            caller = replace(caller, key_id=grant.key_id)
+            key_id = grant.key_id
             self._check_running()
             _authorise(method, grant.scopes)
         except RequestError as error:
-            return self._deny(method, caller, error)
+            return self._deny(method, Caller(key_id=key_id, request_id=request_id), error)
+        caller = Caller(key_id=key_id, request_id=request_id)
         handler = continuation(handler_call_details)
         if handler is None:
             return None  # gRPC says UNIMPLEMENTED
@@ -283,9 +285,10 @@ def _abort(
 def _log(
     method: str, caller: Caller, *, code: grpc.StatusCode, reason: str, started: float
 ) -> None:
-    logger.info(
+    logs.info(
+        logger,
         "rpc.finished",
-        extra={
+        {
             "method": method.rpartition("/")[2],
             "code": code.name,
             "reason": reason,

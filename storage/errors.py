@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pysqlite3 import dbapi2 as sqlite3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class StorageError(Exception):
     """The database could not do what was asked; nothing was changed."""
@@ -53,3 +61,22 @@ class KeyNotFoundError(Exception):
 
 class KeyNameTakenError(Exception):
     """An API key of this name exists; names are unique among keys that are not revoked."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn SQLite's errors, by code and never by message, and the file system's into ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
+        if code == sqlite3.SQLITE_FULL:
+            raise StorageFullError(str(error)) from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StorageBusyError(str(error)) from error
+        if code == sqlite3.SQLITE_NOTADB:
+            raise UnusableDatabaseError(str(error)) from error
+        raise StorageError(str(error)) from error
+    except OSError as error:
+        msg = f"cannot use {error.filename}: {error.strerror}"
+        raise StorageError(msg) from error

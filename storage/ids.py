@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 #: Crockford's base 32 in lower case: digits sort before letters, no i, l, o or u.
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+#: Two characters for each 10 bits, which takes half the time of one for each 5.
+_PAIRS: Final = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+_SHIFTS: Final = tuple(range(120, -1, -10))
 
 
 def new_id(prefix: str, *, now: int, randomness: Callable[[int], bytes] = os.urandom) -> str:
@@ -19,4 +22,4 @@ def new_id(prefix: str, *, now: int, randomness: Callable[[int], bytes] = os.ura
     16 are random (80 bits), so ids sort by creation time and cannot be guessed.
     """
     number = (now << 80) | int.from_bytes(randomness(10))
-    return f"{prefix}_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return f"{prefix}_" + "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])

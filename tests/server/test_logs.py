@@ -124,18 +124,61 @@ class _Stream(io.StringIO):
 
 @pytest.fixture
 def handler() -> Iterator[logs._LineHandler]:
-    handler = logs._LineHandler(_Stream())
+    handler = logs._LineHandler(_Stream(), logs._Formatter(json_lines=False))
     yield handler
     handler.close()
 
 
 def _lines(handler: logs._LineHandler) -> list[str]:
+    """Return the events of the lines that were written."""
     assert isinstance(handler._stream, _Stream)
-    return handler._stream.getvalue().splitlines()
+    return [line[37:] for line in handler._stream.getvalue().splitlines()]
 
 
 def _log(handler: logs._LineHandler, message: str, level: int = logging.INFO) -> None:
     handler.handle(logging.makeLogRecord({"msg": message, "levelno": level}))
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_what_is_logged_at_every_call_looks_like_everything_else(
+    root_logger: logging.Logger,
+    capsys: pytest.CaptureFixture[str],
+    json_lines: bool,  # noqa: FBT001 - from the table
+) -> None:
+    logs.configure(level="info", json_lines=json_lines)
+    facts = {"code": "OK", "odd": "a b", "ms": 1.5}
+
+    root_logger.info("it.happened", extra=facts)
+    logs.info(root_logger, "it.happened", facts)
+    logs.info(logging.getLogger("server.test"), "it.happened", facts)
+    root_logger.handlers[0].flush()
+
+    first, second, third = (
+        re.sub(r"\d{4}-\S+:\d\d", "TIME", line) for line in capsys.readouterr().err.splitlines()
+    )
+    assert first == second == third
+    assert "it.happened" in first
+
+
+def test_what_is_too_quiet_is_not_logged_at_any_call(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(level="warning", json_lines=False)
+
+    logs.info(root_logger, "it.happened", {})
+    root_logger.handlers[0].flush()
+
+    assert not capsys.readouterr().err
+
+
+def test_what_is_logged_at_every_call_goes_to_whatever_handlers_there_are(
+    root_logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    root_logger.setLevel(logging.INFO)
+    logs.info(logging.getLogger("server.test"), "it.happened", {"code": "OK"})
+
+    (record,) = caplog.records
+    assert ("it.happened", "OK") == (record.getMessage(), vars(record)["code"])
 
 
 def test_a_line_is_written_soon_without_anybody_doing_more(handler: logs._LineHandler) -> None:
@@ -157,11 +200,11 @@ def test_a_warning_and_all_before_it_are_written_when_the_call_returns(
 
 
 def test_lines_are_written_at_once_when_too_many_wait(handler: logs._LineHandler) -> None:
-    for number in range(logs._MOST_LINES):
+    for number in range(logs._MOST_RECORDS):
         _log(handler, f"{number}")
 
-    assert len(_lines(handler)) + len(handler._lines) == logs._MOST_LINES
-    assert len(handler._lines) < logs._MOST_LINES
+    assert len(_lines(handler)) + len(handler._records) == logs._MOST_RECORDS
+    assert len(handler._records) < logs._MOST_RECORDS
 
 
 def test_no_line_is_lost_nor_out_of_its_threads_order(handler: logs._LineHandler) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pysqlite3 import dbapi2 as sqlite3
 
-from storage.database import Database, _commit, _Operation
+from storage.database import Database
 from storage.errors import StorageBusyError, StorageError, StorageFullError
 from tests.storage.writing import (
     PATIENCE,
@@ -111,11 +111,14 @@ def test_even_a_rollback_that_fails_leaves_nobody_waiting(database: Database) ->
                 return
             raise sqlite3.OperationalError(sql)
 
-    done: Future[None] = Future()
-    database.write(lambda connection: _commit(FailingDisk(connection), [_Operation(fail, 0, done)]))
-
-    with pytest.raises(StorageError):
-        done.result(timeout=0)
+    writer = database._writer
+    assert writer is not None
+    real, writer._connection = writer._connection, FailingDisk(writer._connection)
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            database.write(fail)
+    writer._connection = real
+    assert 1 == database.write(insert("a"))
 
 
 def test_a_reader_cannot_write(database: Database) -> None:
@@ -241,35 +244,25 @@ def test_a_closed_database_refuses_at_once(tmp_path: Path) -> None:
         pool.submit(names, database).result()  # a thread that has not read before
 
 
-def test_nobody_is_put_behind_the_end_of_the_queue(tmp_path: Path) -> None:
+def test_whoever_comes_after_closing_has_begun_is_refused_and_all_before_are_served(
+    tmp_path: Path,
+) -> None:
     database = Database.own(tmp_path)
-    operations, at_the_door, closed = database._operations, threading.Event(), threading.Event()
+    with busy_writer(database):
+        before = ask(database, insert("before"))
+        closing_ = threading.Thread(target=database.close)
+        writer = database._writer
+        assert writer is not None
+        closing_.start()
+        while not writer._closed:
+            threading.Event().wait(0.001)
+        with pytest.raises(StorageBusyError):
+            database.write(insert("after"))
+    closing_.join(PATIENCE)
 
-    class SlowDoor:
-        """Gives `close` every chance to overtake an operation that has been let in."""
-
-        get, get_nowait = operations.get, operations.get_nowait
-
-        def put(self, operation: _Operation | None) -> None:
-            if operation is not None:
-                at_the_door.set()
-                closed.wait(0.1)
-            operations.put(operation)
-
-    def close() -> None:
-        database.close()
-        closed.set()
-
-    database._operations = SlowDoor()  # type: ignore[assignment]
-    writing = threading.Thread(target=database.write, args=[insert("a")], daemon=True)
-    writing.start()
-    at_the_door.wait()
-    close()
-    writing.join(PATIENCE)
-
-    assert not writing.is_alive()
+    assert 1 == before.result(PATIENCE)
     with closing(Database.own(tmp_path)) as again:
-        assert ["a"] == names(again)
+        assert ["before"] == names(again)
 
 
 def test_nobody_hangs_and_nothing_is_lost_when_closing_meets_writers(tmp_path: Path) -> None:

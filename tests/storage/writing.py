@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-from storage.database import _Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,16 +38,42 @@ def fail(connection: Connection) -> None:
     raise ValueError(msg)
 
 
+class _Queue(deque[Any]):
+    """A queue of operations that tells when there is one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = threading.Semaphore(0)
+
+    def append(self, operation: Any) -> None:
+        super().append(operation)
+        self.more.release()
+
+
 def ask(database: Database, operation: Callable[[Connection], Any], size: int = 0) -> Future[Any]:
-    """Put an operation where `write` does, without waiting for it."""
+    """Have a thread ask for an operation; return when it waits for its turn."""
+    queue = _Queue()
+    writer = database._writer
+    assert writer is not None
+    with writer._gate:
+        queue.extend(writer._waiting)
+        writer._waiting = queue
     done: Future[Any] = Future()
-    database._operations.put(_Operation(operation, size, done))
+
+    def write() -> None:
+        try:
+            done.set_result(database.write(operation, size_bytes=size))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test is told
+            done.set_exception(error)
+
+    threading.Thread(target=write, daemon=True).start()
+    assert queue.more.acquire(timeout=PATIENCE)
     return done
 
 
 @contextmanager
 def busy_writer(database: Database) -> Iterator[list[str]]:
-    """Keep the writer from everything until the block ends; yield what it runs from then on."""
+    """Keep everybody from writing until the block ends; yield what runs from then on."""
     statements: list[str] = []
     entered, leave = threading.Event(), threading.Event()
 

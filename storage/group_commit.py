@@ -1,0 +1,192 @@
+"""The one connection that writes: many threads' changes in one transaction, and so in one fsync.
+
+There is no thread that writes for the others. Whoever comes while nobody writes does, for all who
+have come by then; of those who come meanwhile, the first writes next. So a change that comes
+alone waits for no other thread, and nobody writes for others for longer than one transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pysqlite3 import dbapi2 as sqlite3
+
+from storage.errors import StorageBusyError, StorageError, StorageFullError, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from storage.database import Connection
+
+T = TypeVar("T")
+
+#: Most operations and most bytes of images in one transaction: beyond these a commit takes
+#: longer than it saves, and the first in the batch waits for the last.
+_BATCH_OPERATIONS: Final = 256
+_BATCH_BYTES: Final = 8_000_000
+
+
+def _taken() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+@dataclass(slots=True)
+class _Operation:
+    """A function to be run in a transaction, and what came of it."""
+
+    run: Callable[[Connection], Any]
+    size_bytes: int
+    #: Released when its thread may go on: the operation has ended, or is to be written by it.
+    turn: threading.Lock = field(default_factory=_taken)
+    has_ended: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+    def end(self, result: Any = None, error: BaseException | None = None) -> None:
+        """Let its thread go on."""
+        self.result, self.error, self.has_ended = result, error, True
+        self.turn.release()
+
+
+class GroupCommit:
+    """Writes through *connection*, which nobody else uses. Safe to use from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._gate = threading.Lock()
+        self._waiting: deque[_Operation] = deque()
+        self._somebody_writes = False
+        self._closed = False
+
+    def write(self, run: Callable[[Connection], T], *, size_bytes: int = 0) -> T:
+        """Run a function in a transaction; return its result when that is on disk.
+
+        Args:
+            run: As `Database.write` has it.
+            size_bytes: About how many bytes it writes, to bound what shares a transaction.
+
+        Raises:
+            Exception: What it raised; its changes are undone, and nobody else's.
+            StorageBusyError: It is closed.
+            StorageError: Nothing was written.
+        """
+        result: T = self._settle(_Operation(run, size_bytes))
+        return result
+
+    def finish(self) -> None:
+        """Return when all that was asked for is done; all else is refused from now on."""
+        with suppress(StorageError):  # the disk is gone, or it has finished before
+            self._settle(_Operation(lambda _: None, 0), is_last=True)
+
+    def close(self) -> None:
+        """Close the connection; `finish` comes first."""
+        with suppress(sqlite3.Error):  # on a full disk the log stays as it is, and is as good
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._connection.close()
+
+    def _settle(self, operation: _Operation, *, is_last: bool = False) -> Any:
+        with self._gate:
+            if self._closed:
+                msg = "the database is closed"
+                raise StorageBusyError(msg)
+            self._closed = is_last
+            self._waiting.append(operation)
+            must_wait, self._somebody_writes = self._somebody_writes, True
+        if must_wait:
+            operation.turn.acquire()
+        if not operation.has_ended:
+            self._write_what_waits()
+        if operation.error is not None:
+            raise operation.error
+        return operation.result
+
+    def _write_what_waits(self) -> None:
+        """Commit one transaction, and let somebody else commit the next."""
+        try:
+            _commit(self._connection, self._take_some())
+        finally:
+            with self._gate:
+                if self._waiting:
+                    self._waiting[0].turn.release()
+                else:
+                    self._somebody_writes = False
+
+    def _take_some(self) -> list[_Operation]:
+        """Take what shares the next transaction: at least the first of those who wait."""
+        batch: list[_Operation] = []
+        size_bytes = 0
+        with self._gate:
+            while self._waiting and len(batch) < _BATCH_OPERATIONS and size_bytes < _BATCH_BYTES:
+                batch.append(self._waiting.popleft())
+                size_bytes += batch[-1].size_bytes
+        return batch
+
+
+def _commit(connection: Connection, batch: list[_Operation]) -> None:
+    """Run *batch* in one transaction and end every operation, whatever happens."""
+    try:
+        with translated():
+            results = _run_all(connection, batch)
+            connection.execute("COMMIT")
+    except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):  # a failing disk; the next batch tries again
+                connection.execute("ROLLBACK")
+        if isinstance(error, StorageFullError) and len(batch) > 1:
+            # SQLite undid them all, perhaps over one large image: each by itself, then.
+            for operation in batch:
+                _commit(connection, [operation])
+            return
+        for operation in batch:
+            operation.end(error=error)
+        return
+    for operation, result in zip(batch, results, strict=True):
+        if isinstance(result, _Refused):
+            operation.end(error=result.error)
+        else:
+            operation.end(result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An operation undid itself; its neighbours are none the worse."""
+
+    error: Exception
+
+
+def _run_all(connection: Connection, batch: list[_Operation]) -> list[Any]:
+    """Begin a transaction and run *batch* in it; return what each returned, or a `_Refused`.
+
+    Mostly nobody refuses, and a savepoint for each would cost as much as a row. If somebody does,
+    all begin anew, with savepoints.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        return [operation.run(connection) for operation in batch]
+    except Exception:
+        if not connection.in_transaction:
+            raise  # SQLite rolled everything back (disk full): the whole batch failed
+        connection.execute("ROLLBACK")
+    connection.execute("BEGIN IMMEDIATE")
+    return [_run_one(connection, operation) for operation in batch]
+
+
+def _run_one(connection: Connection, operation: _Operation) -> Any:
+    connection.execute("SAVEPOINT operation")
+    try:
+        with translated():
+            result = operation.run(connection)
+    except Exception as error:
+        if not connection.in_transaction:
+            raise  # as above
+        connection.execute("ROLLBACK TO operation")
+        connection.execute("RELEASE operation")
+        return _Refused(error)
+    connection.execute("RELEASE operation")
+    return result
