@@ -29,7 +29,13 @@ logger = logging.getLogger(__name__)
 #: How often to look, in seconds: threads come and go, and so do a core's other users.
 LOOK_SECONDS: Final = 5.0
 #: Beginnings of the names of threads that do without Python's lock for long.
-_ELSEWHERE: Final = ("MainThread", "picback-upload", "picback-tagging", "picback-index")
+_ELSEWHERE: Final = (
+    "MainThread",
+    "picback-commit",
+    "picback-index",
+    "picback-tagging",
+    "picback-upload",
+)
 #: Share of our core's time that others may take before we look for a calmer one ...
 _DISTURBED: Final = 0.25
 #: ... how much calmer that must be, for moving costs warm caches ...

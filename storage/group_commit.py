@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -28,6 +29,9 @@ T = TypeVar("T")
 #: longer than it saves, and the first in the batch waits for the last.
 _BATCH_OPERATIONS: Final = 256
 _BATCH_BYTES: Final = 8_000_000
+#: A commit of at least so many operations is worth another thread: it takes longer than to wake
+#: one, does without Python's lock, and so can be where Python is not.
+_MANY_OPERATIONS: Final = 4
 
 
 def _taken() -> threading.Lock:
@@ -59,6 +63,7 @@ class GroupCommit:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="picback-commit")
         self._gate = threading.Lock()
         self._waiting: deque[_Operation] = deque()
         self._somebody_writes = False
@@ -89,6 +94,7 @@ class GroupCommit:
         with suppress(sqlite3.Error):  # on a full disk the log stays as it is, and is as good
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._connection.close()
+        self._committer.shutdown()
 
     def _settle(self, operation: _Operation, *, is_last: bool = False) -> Any:
         with self._gate:
@@ -109,7 +115,7 @@ class GroupCommit:
     def _write_what_waits(self) -> None:
         """Commit one transaction, and let somebody else commit the next."""
         try:
-            _commit(self._connection, self._take_some())
+            self._run(self._take_some())
         finally:
             with self._gate:
                 if self._waiting:
@@ -127,30 +133,35 @@ class GroupCommit:
                 size_bytes += batch[-1].size_bytes
         return batch
 
-
-def _commit(connection: Connection, batch: list[_Operation]) -> None:
-    """Run *batch* in one transaction and end every operation, whatever happens."""
-    try:
-        with translated():
-            results = _run_all(connection, batch)
-            connection.execute("COMMIT")
-    except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
-        if connection.in_transaction:
-            with suppress(sqlite3.Error):  # a failing disk; the next batch tries again
-                connection.execute("ROLLBACK")
-        if isinstance(error, StorageFullError) and len(batch) > 1:
-            # SQLite undid them all, perhaps over one large image: each by itself, then.
+    def _run(self, batch: list[_Operation]) -> None:
+        """Run *batch* in one transaction and end every operation, whatever happens."""
+        try:
+            with translated():
+                results = _run_all(self._connection, batch)
+                self._commit(len(batch))
+        except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
+            if self._connection.in_transaction:
+                with suppress(sqlite3.Error):  # a failing disk; the next batch tries again
+                    self._connection.execute("ROLLBACK")
+            if isinstance(error, StorageFullError) and len(batch) > 1:
+                # SQLite undid them all, perhaps over one large image: each by itself, then.
+                for operation in batch:
+                    self._run([operation])
+                return
             for operation in batch:
-                _commit(connection, [operation])
+                operation.end(error=error)
             return
-        for operation in batch:
-            operation.end(error=error)
-        return
-    for operation, result in zip(batch, results, strict=True):
-        if isinstance(result, _Refused):
-            operation.end(error=result.error)
+        for operation, result in zip(batch, results, strict=True):
+            if isinstance(result, _Refused):
+                operation.end(error=result.error)
+            else:
+                operation.end(result)
+
+    def _commit(self, operations: int) -> None:
+        if operations < _MANY_OPERATIONS:
+            self._connection.execute("COMMIT")
         else:
-            operation.end(result)
+            self._committer.submit(self._connection.execute, "COMMIT").result()
 
 
 @dataclass(frozen=True, slots=True)
