@@ -10,7 +10,7 @@ class DispatcherSettings:
     """Sizes and times of the dispatcher. Times are in seconds."""
 
     #: Threads that match and call back: the most callbacks under way at once.
-    delivery_threads: int = 32
+    delivery_threads: int = 64
     #: Most bytes of base64 in all callbacks under way together. Ten of the largest images that
     #: Clarifai takes (27 MB each), or a small one for each thread many times over.
     delivery_bytes: int = 256_000_000
