@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address
 
 import idna
@@ -59,6 +60,7 @@ class Target:
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
+@lru_cache(maxsize=1024)  # each attempt asks, and most go where others went
 def parse_url(url: str) -> Target:
     """Take *url* apart, refusing whatever another parser might read differently.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import h11
@@ -170,7 +171,7 @@ class HttpDeliverer:
             answer = self._transport.handle_request(
                 httpx.Request(
                     "POST",
-                    target.url,
+                    _url(target.url),
                     headers={
                         "host": target.authority,
                         **headers,
@@ -195,6 +196,11 @@ class HttpDeliverer:
     def close(self) -> None:
         """Close idle connections now, and those in use when their attempt ends."""
         self._transport.close()
+
+
+@lru_cache(maxsize=1024)
+def _url(text: str) -> httpx.URL:
+    return httpx.URL(text)
 
 
 # What the transport may raise, and what that means to a caller. The first that fits counts.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from storage import requests, tags
@@ -27,6 +28,8 @@ _COLUMNS: Final = (
     "seq, id, sha256, media_type, size_bytes, width, height, state,"
     " failure_reason, failure_message, created_at"
 )
+#: Images whose files are known without asking: half a kilobyte each.
+_FILES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,8 @@ class Images:
         self._database = database
         #: Published after each change of an image, and after each attempt to tag it.
         self.changes = Changes()
+        #: What never changes, and is asked for at each attempt to call back.
+        self._file_of = lru_cache(maxsize=_FILES)(self._read_file_of)
 
     def add(
         self,
@@ -175,11 +180,14 @@ class Images:
         return found[0]
 
     def file_of(self, image_id: str) -> ImageFile:
-        """Return what is known of an image's file.
+        """Return what is known of an image's file, which may have been deleted meanwhile.
 
         Raises:
             ImageNotFoundError: There is none with this id.
         """
+        return self._file_of(image_id)
+
+    def _read_file_of(self, image_id: str) -> ImageFile:
         rows = self._database.read(
             "SELECT seq, id, sha256, media_type, size_bytes, width, height FROM image WHERE id = ?",
             (image_id,),
