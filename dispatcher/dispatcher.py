@@ -190,5 +190,6 @@ class Dispatcher:
         if self._tagging_lane is not None:
             self._tagging_lane.drain()
         self._delivery_lane.drain()
+        self._delivery.close()
         if self._tagger is not None:
             self._tagger.close()

@@ -31,6 +31,7 @@ LOOK_SECONDS: Final = 5.0
 #: Beginnings of the names of threads that do without Python's lock for long.
 _ELSEWHERE: Final = (
     "MainThread",
+    "picback-body",
     "picback-commit",
     "picback-index",
     "picback-tagging",
@@ -142,7 +143,7 @@ class HomeCore:
         calm = [core for core, load in loads.items() if load <= calmest + _AS_CALM]
         if calm:
             self._core = self._rng.choice(calm)
-            logger.info("threads.home", extra={"core": self._core})
+            logger.debug("threads.home", extra={"core": self._core})
 
     def _look(self) -> Usage | None:
         try:

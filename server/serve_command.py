@@ -216,10 +216,7 @@ def serve(**options: Any) -> None:
     logs.configure(level=options["log_level"], json_lines=options["log_format"] == "json")
     with _noting_stop_signals() as noted:
         home = _home(options["core"])
-        app = _start(options)
-        gc.freeze()  # models are here to stay: no need to look through them for garbage,
-        gc.set_threshold(_GARBAGE)  # nor through what calls make so often
-        home.gather()
+        app = _start(options, home)
         while not select.select([noted], [], [], LOOK_SECONDS)[0]:
             home.gather()
     app.stop()
@@ -260,11 +257,14 @@ def _home(core: str) -> HomeCore:
     raise click.ClickException(msg)
 
 
-def _start(options: dict[str, Any]) -> App:
+def _start(options: dict[str, Any], home: HomeCore) -> App:
     try:
         app = App(_config(options))
         first_key = app.make_first_key()
         app.start()
+        gc.freeze()  # models are here to stay: no need to look through them for garbage,
+        gc.set_threshold(_GARBAGE)  # nor through what calls make so often
+        home.gather()
         on_a_terminal = sys.stdout.isatty()
         if first_key is not None and not on_a_terminal:
             # Before the first line, so that whoever waits for that can read the file.

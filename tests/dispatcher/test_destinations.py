@@ -58,6 +58,26 @@ def first(destination: int, due_at: int = 0) -> DueQueue:
     return DueQueue(destination=destination, retries=False, due_at=due_at)
 
 
+def test_a_destination_is_full_while_nothing_more_can_begin_before_something_finishes() -> None:
+    known = destinations()
+    assert not known.is_full(1)
+
+    known.take_turns([first(1)], free=1, now=NOW)
+    assert known.is_full(1)
+
+    known.finished(1, GOOD, retry=False, now=NOW)
+    assert not known.is_full(1)
+
+
+def test_a_destination_with_an_open_breaker_is_not_full_for_nothing_may_ever_finish() -> None:
+    known = destinations()
+    for _ in range(FAILURES_IN_A_ROW):
+        known.take_turns([first(1)], free=1, now=NOW)
+        known.finished(1, REFUSED, retry=False, now=NOW)
+
+    assert not known.is_full(1)
+
+
 def again(destination: int, due_at: int = 0) -> DueQueue:
     return DueQueue(destination=destination, retries=True, due_at=due_at)
 

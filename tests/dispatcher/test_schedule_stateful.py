@@ -145,6 +145,16 @@ class Turns(RuleBasedStateMachine):
         assert sum(lease.is_retry for lease in self.under_way) <= THREADS * 3 // 4
 
     @invariant()
+    def a_look_is_in_vain_only_where_something_will_finish_and_nothing_could_begin(self) -> None:
+        under_way = Counter(lease.destination for lease in self.under_way)
+        closed = {id_ for id_ in DESTINATIONS.values() if id_ not in self.breakers}
+        for destination in DESTINATIONS.values():
+            if self.schedule.is_in_vain(destination):
+                assert under_way[destination] > 0
+            elif destination in closed:
+                assert under_way[destination] < MOST_AT_ONCE
+
+    @invariant()
     def only_a_lease_uses_up_an_attempt(self) -> None:
         assert self.begun == self.store.database.read("SELECT sum(attempt) FROM query")[0][0]
 

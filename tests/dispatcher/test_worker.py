@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,19 @@ def test_a_query_that_nothing_matches_is_called_back_too(bench: Bench) -> None:
     assert (("a", "dog"), None) == (matched.lemmas, matched.match)
 
 
+def test_a_large_image_is_encoded_and_signed_like_a_small_one(bench: Bench) -> None:
+    content = bytes(range(256)) * 2_500
+    bench.store.add_image(content, tags={"dog": 1})
+    bench.store.submit("a dog")
+    bench.work()
+    ((_, headers, body),) = bench.deliverer.sent
+
+    assert content == base64.b64decode(json.loads(body)["result"])
+    signature.verify(
+        [signature.decode_secret(SECRET)], headers=headers, body=body, now=START / 1000
+    )
+
+
 def test_the_match_is_on_record_before_the_first_post(bench: Bench) -> None:
     image = bench.store.add_image(tags={"dog": 5})
     query = bench.store.submit("dog")
@@ -115,9 +129,12 @@ def test_that_nothing_matched_stands_for_all_attempts_too(bench: Bench) -> None:
     assert 1 == len(set(bench.bodies))
 
 
-def test_a_query_whose_image_is_deleted_before_delivery_is_matched_anew(bench: Bench) -> None:
-    best = bench.store.add_image(b"best", tags={"dog": 9})
-    second = bench.store.add_image(b"second", tags={"dog": 5})
+@pytest.mark.parametrize("size_bytes", [10, 600_000])
+def test_a_query_whose_image_is_deleted_before_delivery_is_matched_anew(
+    bench: Bench, size_bytes: int
+) -> None:
+    best = bench.store.add_image(b"best".ljust(size_bytes), tags={"dog": 9})
+    second = bench.store.add_image(b"second".ljust(size_bytes), tags={"dog": 5})
     query = bench.store.submit("dog")
     bench.deliverer.outcomes = [BROKEN, BROKEN]
     images = [best, second]

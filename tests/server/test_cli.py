@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -24,7 +25,6 @@ from tests.server.serving import serve_command, serve_process, serving, stub_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def test_a_server_tells_its_address_leaves_its_first_key_and_stops_when_asked(
@@ -52,6 +52,26 @@ def test_a_server_tells_its_address_leaves_its_first_key_and_stops_when_asked(
     assert ["server.stopping", "server.stopped"] == events[3:]
     assert keys["key"] not in errors
     assert keys["signing_secret"] not in errors
+
+
+@pytest.mark.parametrize("option", ["any", "auto", str(max(os.sched_getaffinity(0)))])
+def test_threads_that_run_python_share_a_core_unless_that_is_not_wanted(
+    tmp_path: Path, option: str
+) -> None:
+    allowed = frozenset(os.sched_getaffinity(0))
+    with serve_process(tmp_path / "data", "--core", option) as server:
+        main_thread = server.process.pid
+        threads = [int(task.name) for task in Path(f"/proc/{main_thread}/task").iterdir()]
+        cores = {thread: frozenset(os.sched_getaffinity(thread)) for thread in threads}
+
+    assert allowed == cores.pop(main_thread)
+    bound = {each for each in cores.values() if each != allowed}
+    if option == "any" or len(allowed) == 1:
+        assert not bound
+    else:
+        (home,) = bound
+        assert 1 == len(home)
+        assert option in ("auto", str(*home))
 
 
 def test_a_server_logs_json_when_asked_and_stops_on_ctrl_c(tmp_path: Path) -> None:
@@ -188,6 +208,8 @@ CANNOT_WORK: list[tuple[list[str], dict[str, str], str]] = [
     (["--max-image-bytes", "0"], {}, "max_image_bytes must be from 1 to 500,000,000"),
     ([], {"PICBACK_MAX_IMAGE_PIXELS": "0"}, "max_image_pixels must be from 1 to 178,956,970"),
     (["--data", "{binary}/data"], {}, "Not a directory"),
+    (["--core", "fastest"], {}, "core must be auto, any, or one that this process may use"),
+    ([], {"PICBACK_CORE": "99999"}, "core must be auto, any, or one that this process may use"),
 ]
 
 

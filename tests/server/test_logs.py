@@ -132,11 +132,11 @@ def handler() -> Iterator[logs._LineHandler]:
 def _lines(handler: logs._LineHandler) -> list[str]:
     """Return the events of the lines that were written."""
     assert isinstance(handler._stream, _Stream)
-    return [line[37:] for line in handler._stream.getvalue().splitlines()]
+    return [line.split(maxsplit=2)[2] for line in handler._stream.getvalue().splitlines()]
 
 
 def _log(handler: logs._LineHandler, message: str, level: int = logging.INFO) -> None:
-    handler.handle(logging.makeLogRecord({"msg": message, "levelno": level}))
+    handler.handle(logging.makeLogRecord({"msg": message, "levelno": level, "levelname": "X"}))
 
 
 @pytest.mark.parametrize("json_lines", [False, True])
