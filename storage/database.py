@@ -236,14 +236,14 @@ class Database:
                 check_same_thread=False,  # close() closes them all
                 timeout=_BUSY_TIMEOUT,
             )
+            with self._gate:
+                self._readers.append(connection)
             for pragma in (
                 "query_only=ON",
                 # A hundred threads read, and what a file holds is in the system's cache anyway.
                 "cache_size=-512",
             ):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
-            with self._gate:
-                self._readers.append(connection)
             self._local.connection = connection
         return connection
 
