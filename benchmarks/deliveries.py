@@ -8,7 +8,7 @@ as well, stand beside them; lemmas and matching have rows of their own. The base
 the same length to the same receiver, by as many threads as picback has: one `httpx.Client` each, so
 that none waits for another's pool.
 
-picback has 32 threads for deliveries and calls one destination at most 8 times at once. The table's
+picback has 64 threads for deliveries and calls one destination at most 8 times at once. The table's
 row therefore has four destinations.
 """
 
@@ -60,7 +60,7 @@ def measure(setup: Setup) -> Findings:
     ):
         for tag, size in SIZES.items():
             service.add_image(pictures.padded(size), tag)
-        bench = _Bench(setup, service, receiver)
+        bench = Bench(setup, service, receiver)
         tag, many = _ROW
         bench.first("photo", 1)  # warm; and the sizes of bodies are known from here on
         bench.baseline("photo", 1)
@@ -141,13 +141,20 @@ def measure(setup: Setup) -> Findings:
 _LABELS: Final = {"picback": "product", "bare httpx.Client": "baseline"}
 
 
-class _Bench:
+class Bench:
+    """Backlogs for one service, and how fast they are worked off.
+
+    Attributes:
+        accepted: Calls per second by which the last backlog was made.
+    """
+
     def __init__(self, setup: Setup, service: Service, receiver: Receiver) -> None:
         self._setup = setup
         self._service = service
         self._receiver = receiver
         self._body_bytes: dict[str, int] = {}
         self._ids: dict[tuple[str, int], list[str]] = {}
+        self.accepted = 0.0
         # Made once: each loads the certificate authorities.
         self._clients = [httpx.Client(trust_env=False) for _ in range(THREADS)]
 
@@ -158,6 +165,7 @@ class _Bench:
     def compare(
         self, tag: str, destinations: int, *, runs: int, first: bool = False
     ) -> list[dict[str, float]]:
+        """Return callbacks per second of picback and of the baseline, in paired runs."""
         self.prepare(tag, destinations)
         product = self.first if first else self.again
         return paired(
@@ -199,7 +207,7 @@ class _Bench:
         """Make a backlog by calls that *start* begins; return callbacks per second."""
         count, receiver = self.count(tag), self._receiver
         receiver.hold()
-        calls_per_second(start, calls=count, in_flight=IN_FLIGHT)
+        self.accepted = calls_per_second(start, calls=count, in_flight=IN_FLIGHT)
         receiver.expect(count)
         begun = time.monotonic_ns()
         received = receiver.wait()

@@ -50,7 +50,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *, callbacks: Sequence[str] = ()) -> Iterator[Service]:
+def serving(folder: Path, *options: str, callbacks: Sequence[str] = ()) -> Iterator[Service]:
     """Run a server with its data in *folder* while the block runs.
 
     It logs as always, to a file. It has no tagger, because tagging would be measured along, and
@@ -58,12 +58,14 @@ def serving(folder: Path, *, callbacks: Sequence[str] = ()) -> Iterator[Service]
 
     Args:
         folder: Must not exist, or hold what an earlier one left.
+        options: More options of `picback serve`.
         callbacks: HOST:PORT of each receiver that it may call.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data, log = folder / "data", folder / "log"
     command = [sys.executable, "-m", "server", "serve", "--tagger", "none"]
     command += ["--listen", "127.0.0.1:0", "--data", str(data), "--callback-timeout", "600"]
+    command += options
     for each in callbacks:
         command += ["--allow-callback", each]
     with (
@@ -79,8 +81,8 @@ def serving(folder: Path, *, callbacks: Sequence[str] = ()) -> Iterator[Service]
                 msg = f"the server did not start: {log.read_text()[-2000:]}"
                 raise RuntimeError(msg)
             key = json.loads((data / "first-key.json").read_text())
-            options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
-            with grpc.insecure_channel(address, options) as channel:
+            settings = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+            with grpc.insecure_channel(address, settings) as channel:
                 service = Service(
                     process_id=process.pid,
                     channel=channel,
