@@ -3,6 +3,7 @@
 There is no thread that writes for the others. Whoever comes while nobody writes does, for all who
 have come by then; of those who come meanwhile, the first writes next. So a change that comes
 alone waits for no other thread, and nobody writes for others for longer than one transaction.
+`analysis.combining` does the same for lemmas; the two packages know nothing of each other.
 """
 
 from __future__ import annotations
