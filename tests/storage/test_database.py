@@ -20,6 +20,7 @@ from tests.storage.writing import (
     fail,
     insert,
     names,
+    queue_of,
     settle,
     transactions,
 )
@@ -251,11 +252,8 @@ def test_whoever_comes_after_closing_has_begun_is_refused_and_all_before_are_ser
     with busy_writer(database):
         before = ask(database, insert("before"))
         closing_ = threading.Thread(target=database.close)
-        writer = database._writer
-        assert writer is not None
         closing_.start()
-        while not writer._closed:
-            threading.Event().wait(0.001)
+        assert queue_of(database).more.acquire(timeout=PATIENCE)  # it waits for its turn
         with pytest.raises(StorageBusyError):
             database.write(insert("after"))
     closing_.join(PATIENCE)

@@ -50,14 +50,21 @@ class _Queue(deque[Any]):
         self.more.release()
 
 
-def ask(database: Database, operation: Callable[[Connection], Any], size: int = 0) -> Future[Any]:
-    """Have a thread ask for an operation; return when it waits for its turn."""
-    queue = _Queue()
+def queue_of(database: Database) -> _Queue:
+    """Return the queue of those who wait to write, which tells of each that comes."""
     writer = database._writer
     assert writer is not None
     with writer._gate:
-        queue.extend(writer._waiting)
-        writer._waiting = queue
+        if not isinstance(writer._waiting, _Queue):
+            queue = _Queue()
+            queue.extend(writer._waiting)
+            writer._waiting = queue
+        return writer._waiting
+
+
+def ask(database: Database, operation: Callable[[Connection], Any], size: int = 0) -> Future[Any]:
+    """Have a thread ask for an operation; return when it waits for its turn."""
+    queue = queue_of(database)
     done: Future[Any] = Future()
 
     def write() -> None:
