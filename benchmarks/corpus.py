@@ -1,4 +1,4 @@
-"""A made-up library that is like a real one tagged by Clarifai: 20 tags to each image.
+"""A made-up library that is like a real one tagged by Clarifai: 20 tags to each image, or as asked.
 
 What is like: of 10,000 tags the r-th most common one is on a share of 2.75/(r+5) of all images
 (46 %, 39 %, 34 % ...; the thousandth on one in 370), and confidences lie between 0.8 and 1, most of
@@ -25,7 +25,7 @@ VOCABULARY: Final = 10_000
 DISJOINT: Final = (VOCABULARY + 1, VOCABULARY + 2)
 TAG_IDS: Final = range(1, VOCABULARY + 3)
 #: More draws than tags, because some draws are of the same tag.
-_DRAWS: Final = 40
+_DRAWS_PER_TAG: Final = 2
 #: Images made at once: their draws fit the processor's cache, more or less.
 _CHUNK: Final = 20_000
 _COMMON: Final = range(1, 21)
@@ -48,15 +48,18 @@ class Postings:
     confidences: Numbers
 
 
-def postings(images: int, *, seed: int = 1) -> Iterator[Postings]:
+def postings(
+    images: int, *, tags_per_image: int = TAGS_PER_IMAGE, seed: int = 1
+) -> Iterator[Postings]:
     """Yield the postings of images 1 to *images*, a part at a time; always the same ones."""
+    draws = _DRAWS_PER_TAG * tags_per_image
     rng = np.random.default_rng(seed)
     shares = 2.75 / (np.arange(1, VOCABULARY + 1) + 5)
     cumulated = np.cumsum(_weights(shares))
     for first in range(1, images + 1, _CHUNK):
         count = min(_CHUNK, images + 1 - first)
-        drawn = np.searchsorted(cumulated, rng.random((count, _DRAWS))).astype(np.int32) + 1
-        tags = _first_distinct(drawn.clip(1, VOCABULARY))
+        drawn = np.searchsorted(cumulated, rng.random((count, draws))).astype(np.int32) + 1
+        tags = _first_distinct(drawn.clip(1, VOCABULARY), tags_per_image)
         numbers = np.broadcast_to(
             np.arange(first, first + count, dtype=np.int32)[:, None], tags.shape
         )
@@ -64,7 +67,8 @@ def postings(images: int, *, seed: int = 1) -> Iterator[Postings]:
         # 1, 10, 50, 90: about 0.81, 0.95, 0.992, 0.999.
         scale = rng.normal(np.log(0.0015), 0.7, (count, 1))
         slope = rng.normal(0.19, 0.03, (count, 1))
-        places = rng.permuted(np.broadcast_to(np.arange(TAGS_PER_IMAGE), tags.shape), axis=1)
+        ranks = np.arange(tags_per_image) * (TAGS_PER_IMAGE / tags_per_image)
+        places = rng.permuted(np.broadcast_to(ranks, tags.shape), axis=1)
         doubts = np.exp(scale + slope * places)
         confidences = np.rint(1e6 * (1 - doubts).clip(0.8, 0.9999)).astype(np.int32)
         yield _with_disjoint(numbers, tags, confidences, rng)
@@ -122,18 +126,18 @@ def _weights(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
-def _first_distinct(drawn: Numbers) -> Numbers:
-    """Return the first 20 different tags of each row, sorted; unlikely gaps get rare tags."""
+def _first_distinct(drawn: Numbers, count: int) -> Numbers:
+    """Return the first *count* different tags of each row, sorted; unlikely gaps get rare tags."""
     order = np.argsort(drawn, axis=1, kind="stable")
     ranked = np.take_along_axis(drawn, order, axis=1)
     again = np.zeros(drawn.shape, dtype=bool)
     again[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
-    place = np.where(again, _DRAWS, order)
-    keep = np.argpartition(place, TAGS_PER_IMAGE - 1, axis=1)[:, :TAGS_PER_IMAGE]
+    place = np.where(again, drawn.shape[1], order)
+    keep = np.argpartition(place, count - 1, axis=1)[:, :count]
     tags = np.take_along_axis(ranked, keep, axis=1)
     gaps = np.take_along_axis(again, keep, axis=1)
     # From the end of the vocabulary, one for each place, so that none stands twice.
-    spare = (VOCABULARY - np.arange(TAGS_PER_IMAGE, dtype=np.int32))[None, :]
+    spare = (VOCABULARY - np.arange(count, dtype=np.int32))[None, :]
     tags = np.where(gaps, np.broadcast_to(spare, tags.shape), tags)
     tags.sort(axis=1)
     repeated = np.zeros(tags.shape, dtype=bool)

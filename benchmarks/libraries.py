@@ -49,7 +49,7 @@ def image_id(number: int) -> str:
     return f"img_{number:026}"
 
 
-def picback(setup: Setup, images: int) -> Path:
+def picback(setup: Setup, images: int, tags_per_image: int = corpus.TAGS_PER_IMAGE) -> Path:
     """Return a data folder of picback with a library of so many *images*, without their bytes."""
 
     def fill(folder: Path) -> None:
@@ -64,7 +64,7 @@ def picback(setup: Setup, images: int) -> Path:
                 " created_at) VALUES (?, ?, ?, 'image/jpeg', 1, 1, 1, 'READY', 1)",
                 ((seq, image_id(seq), f"{seq:064x}") for seq in range(1, images + 1)),
             )
-            for part in corpus.postings(images):
+            for part in corpus.postings(images, tags_per_image=tags_per_image):
                 connection.executemany(
                     "INSERT INTO image_tag (image_seq, tag_id, source, confidence)"
                     " VALUES (?, ?, 'MODEL', ?)",
@@ -76,19 +76,19 @@ def picback(setup: Setup, images: int) -> Path:
                     ),
                 )
 
-    return _kept(setup, f"picback-{images}", fill)
+    return _kept(setup, f"picback-{images}x{tags_per_image}", fill)
 
 
-def indexed(setup: Setup, images: int) -> Path:
+def indexed(setup: Setup, images: int, tags_per_image: int = corpus.TAGS_PER_IMAGE) -> Path:
     """Return a database for the indexed SQL: `_INDEXED`."""
 
     def fill(folder: Path) -> None:
-        rows = corpus.sorted_by_tag(corpus.postings(images))
+        rows = corpus.sorted_by_tag(corpus.postings(images, tags_per_image=tags_per_image))
         with _bulk(folder / "indexed.db") as connection:
             connection.execute(_INDEXED)
             connection.executemany("INSERT INTO posting VALUES (?, ?, ?)", rows)
 
-    return _kept(setup, f"indexed-{images}", fill) / "indexed.db"
+    return _kept(setup, f"indexed-{images}x{tags_per_image}", fill) / "indexed.db"
 
 
 def original(setup: Setup, images: int) -> Path:

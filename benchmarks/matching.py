@@ -28,7 +28,7 @@ from storage.images import Images
 from storage.tags import Tags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from benchmarks.harness import Setup
@@ -54,6 +54,7 @@ _MIX: Final = 40
 #: The product answers the whole mix in less time than SQL one query: so many times in each run.
 _PASSES: Final = 5
 _SIZES: Final = (1_000, 10_000, 100_000, 1_000_000)
+_TAGS: Final = (5, 10, 20, 40)
 
 
 def measure(setup: Setup) -> Findings:
@@ -65,6 +66,12 @@ def measure(setup: Setup) -> Findings:
         with _sides(setup, size) as (product, sql):
             _compare(product, sql, mix)  # warm
             p50_by_size[size] = _p50(_compare(product, sql, mix))
+    some = setup.size(_SIZES[-2], 2_000)
+    p50_by_tags: dict[int, list[float]] = {}
+    for tags in _TAGS:
+        with _sides(setup, some, tags) as (product, sql):
+            _compare(product, sql, mix)  # warm
+            p50_by_tags[tags] = _p50(_compare(product, sql, mix))
     with _sides(setup, largest) as (product, sql):
         _compare(product, sql, mix)  # warm
         compared = [
@@ -101,10 +108,13 @@ def measure(setup: Setup) -> Findings:
                 name="match by images",
                 x="images of 20 tags",
                 y="p50 of the mix (ms)",
-                lines={
-                    label: [(size, p50[side]) for size, p50 in p50_by_size.items()]
-                    for side, label in enumerate(("picback", "indexed SQL"))
-                },
+                lines=_lines(p50_by_size),
+            ),
+            Growth(
+                name="match by tags",
+                x=f"tags of an image, {some:,} images",
+                y="p50 of the mix (ms)",
+                lines=_lines(p50_by_tags),
             ),
             Growth(
                 name="match by words",
@@ -114,6 +124,14 @@ def measure(setup: Setup) -> Findings:
             ),
         ],
     )
+
+
+def _lines(p50: Mapping[int, Sequence[float]]) -> dict[str, list[tuple[float, float]]]:
+    """Return the two lines of a plot: what they depend on -> the product's p50 and SQL's."""
+    return {
+        label: [(x, both[side]) for x, both in p50.items()]
+        for side, label in enumerate(("picback", "indexed SQL"))
+    }
 
 
 def measure_original(setup: Setup) -> Findings:
@@ -194,11 +212,13 @@ def original_sql(path: Path) -> Iterator[_Ask]:
 
 
 @contextlib.contextmanager
-def _sides(setup: Setup, images: int) -> Iterator[tuple[_Ask, _Ask]]:
+def _sides(
+    setup: Setup, images: int, tags_per_image: int = corpus.TAGS_PER_IMAGE
+) -> Iterator[tuple[_Ask, _Ask]]:
     """Open product and baseline on libraries of so many *images*."""
     with (
-        opened_matcher(libraries.picback(setup, images)) as matcher,
-        indexed_sql(libraries.indexed(setup, images)) as sql,
+        opened_matcher(libraries.picback(setup, images, tags_per_image)) as matcher,
+        indexed_sql(libraries.indexed(setup, images, tags_per_image)) as sql,
     ):
         yield _asking(matcher), sql
 

@@ -39,12 +39,12 @@ def draw(rows: Mapping[str, Any], folder: Path) -> None:
     """Write what can be drawn of *rows* (as in the JSON) into *folder*."""
     growths = {growth["name"]: growth for row in rows.values() for growth in row.get("growths", ())}
     with mpl.rc_context(_STYLE):
-        _draw_pair(
-            [growths.get("match by images"), growths.get("match by words")],
-            [_match_by_images, _match_by_words],
+        _draw_side_by_side(
+            [growths.get(f"match by {what}") for what in ("images", "tags", "words")],
+            [_match_by_images, _match_by_tags, _match_by_words],
             folder / "match.png",
         )
-        _draw_pair(
+        _draw_side_by_side(
             [growths.get("deliveries by image size"), growths.get("deliveries by destinations")],
             [_deliveries_by_size, _deliveries_by_destinations],
             folder / "deliveries.png",
@@ -53,14 +53,15 @@ def draw(rows: Mapping[str, Any], folder: Path) -> None:
         _draw_targets(figures, folder / "targets.png")
 
 
-def _draw_pair(
+def _draw_side_by_side(
     growths: Sequence[Mapping[str, Any] | None],
     drawings: Sequence[Callable[[Axes, Mapping[str, Any]], None]],
     path: Path,
 ) -> None:
     if not all(growths):
         return
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    many = len(growths)
+    figure, axes = plt.subplots(1, many, figsize=(5 * many, 3.8), layout="constrained")
     for each, growth, drawing in zip(axes, growths, drawings, strict=True):
         assert growth is not None  # noqa: S101 - for the type checker
         for (label, points), colour in zip(growth["lines"].items(), _COLOURS, strict=False):
@@ -81,6 +82,13 @@ def _match_by_images(axes: Axes, lines: Mapping[str, Any]) -> None:
     axes.set_title(f"At {images:,} images {sql / product:,.0f} times as fast as SQL")
     axes.set_xscale("log")
     axes.set_yscale("log")
+
+
+def _match_by_tags(axes: Axes, lines: Mapping[str, Any]) -> None:
+    (few, first), *_, (many, last) = lines["picback"]
+    axes.set_title(f"{many / few:g} times the tags take {last / first:.1f} times the time")
+    axes.set_ylim(bottom=0)
+    axes.set_xticks([x for x, _ in lines["picback"]])
 
 
 def _match_by_words(axes: Axes, lines: Mapping[str, Any]) -> None:
