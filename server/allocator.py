@@ -2,7 +2,7 @@
 
 glibc finds out for itself from which size on a block is worth a system call, and one free of 20 MB
 teaches it that 20 MB is not: from then on each thread keeps up to 40 MB that it does not use, and
-those of 32 threads add up. Told a size, it learns nothing.
+those of 64 threads add up. Told a size, it learns nothing.
 """
 
 from __future__ import annotations

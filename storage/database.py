@@ -1,4 +1,4 @@
-"""The file, its one writer, and its readers.
+"""The file, the connection that writes it, and its readers.
 
 Everything that changes the database goes through `Database.write`, as a function of a
 connection; a newcomer would break the rule by writing on a reader's connection, which
