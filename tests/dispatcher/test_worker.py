@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,13 +70,26 @@ def test_a_query_that_nothing_matches_is_called_back_too(bench: Bench) -> None:
     assert (("a", "dog"), None) == (matched.lemmas, matched.match)
 
 
-def test_a_large_image_is_encoded_and_signed_like_a_small_one(bench: Bench) -> None:
-    content = bytes(range(256)) * 2_500
+@pytest.mark.parametrize(("size_bytes", "is_apart"), [(499_999, False), (500_000, True)])
+def test_a_large_image_becomes_a_body_on_a_thread_apart_and_is_signed_like_a_small_one(
+    bench: Bench,
+    size_bytes: int,
+    is_apart: bool,  # noqa: FBT001 - from the table
+) -> None:
+    content = (bytes(range(256)) * 2_000)[:size_bytes]
     bench.store.add_image(content, tags={"dog": 1})
     bench.store.submit("a dog")
+    read, readers = bench.store.images.content, []
+
+    def read_and_note(seq: int) -> bytes:
+        readers.append(threading.current_thread())
+        return read(seq)
+
+    bench.store.images.content = read_and_note  # type: ignore[method-assign]
     bench.work()
     ((_, headers, body),) = bench.deliverer.sent
 
+    assert [is_apart] == [reader is not threading.current_thread() for reader in readers]
     assert content == base64.b64decode(json.loads(body)["result"])
     signature.verify(
         [signature.decode_secret(SECRET)], headers=headers, body=body, now=START / 1000

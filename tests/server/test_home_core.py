@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
+import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server import home_core
-from server.home_core import HomeCore, Usage, read_usage
+from server.home_core import HomeCore, Usage, allowed_cores, read_usage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -107,36 +107,25 @@ def test_threads_that_do_without_pythons_lock_may_go_anywhere(
     assert {3} == machine.where(writer)
 
 
-def test_a_core_that_only_we_use_stays_home(machine: Machine, writer: threading.Thread) -> None:
-    home = machine.home()
-    machine.pass_time(core1=5, core2=50, core3=50)
-    home.gather()
-    machine.pass_time(core1=100, ours=90, core2=50)
-    home.gather()
-
-    assert {1} == machine.where(writer)
-
-
-def test_we_move_when_others_want_our_core_and_another_is_calmer(
-    machine: Machine, writer: threading.Thread
+@pytest.mark.parametrize(
+    ("ours", "busy", "expected"),
+    [
+        pytest.param(90, {"core1": 100, "core2": 50}, 1, id="ours alone: stay"),
+        pytest.param(40, {"core1": 100, "core2": 20, "core3": 50}, 2, id="disturbed: move"),
+        pytest.param(40, {"core1": 100, "core2": 50, "core3": 60}, 1, id="no calmer one: stay"),
+    ],
+)
+def test_home_moves_only_when_others_want_its_core_and_another_is_calmer(
+    machine: Machine, writer: threading.Thread, ours: int, busy: dict[str, int], expected: int
 ) -> None:
     home = machine.home()
     machine.pass_time(core1=5, core2=50, core3=50)
     home.gather()
-    machine.pass_time(core1=100, ours=40, core2=20, core3=50)
-    home.gather()
-
-    assert {2} == machine.where(writer)
-
-
-def test_we_stay_when_every_core_is_as_busy(machine: Machine, writer: threading.Thread) -> None:
-    home = machine.home()
-    machine.pass_time(core1=5, core2=50, core3=50)
-    home.gather()
-    machine.pass_time(core1=100, ours=40, core2=50, core3=60)
-    home.gather()
-
     assert {1} == machine.where(writer)
+
+    machine.pass_time(ours=ours, **busy)
+    home.gather()
+    assert {expected} == machine.where(writer)
 
 
 def test_a_core_that_was_asked_for_stays_home_however_busy(
@@ -196,9 +185,10 @@ def test_a_thread_that_ends_meanwhile_is_no_trouble(machine: Machine) -> None:
     assert len(asked) == len(home_core._threads())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what cores do")
 def test_what_the_system_tells_covers_the_cores_that_we_may_use() -> None:
     usage = read_usage()
 
-    assert os.sched_getaffinity(0) <= usage.cores.keys()
+    assert allowed_cores() <= usage.cores.keys()
     assert all(0 <= busy <= all_ for busy, all_ in usage.cores.values())
     assert 0 <= usage.ours
