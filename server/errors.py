@@ -43,6 +43,7 @@ STATUS_CODES: Final[Mapping[str, grpc.StatusCode]] = {
     "IMAGE_UNSUPPORTED": grpc.StatusCode.INVALID_ARGUMENT,
     "IMAGE_DAMAGED": grpc.StatusCode.INVALID_ARGUMENT,
     "IMAGE_TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
+    "IMAGE_UNPROCESSABLE": grpc.StatusCode.INVALID_ARGUMENT,
     "CALLBACK_URL_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "CALLBACK_FORBIDDEN": grpc.StatusCode.INVALID_ARGUMENT,
     "PAGE_TOKEN_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
@@ -51,6 +52,7 @@ STATUS_CODES: Final[Mapping[str, grpc.StatusCode]] = {
     "QUERY_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "STATE_CONFLICT": grpc.StatusCode.FAILED_PRECONDITION,
     "OVERLOADED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "LIMIT_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "STORAGE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "STORAGE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "SHUTTING_DOWN": grpc.StatusCode.UNAVAILABLE,
@@ -74,6 +76,7 @@ _REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
 #: Reason -> milliseconds after which the same call may work.
 RETRY_AFTER_MS: Final[Mapping[str, int]] = {
     "OVERLOADED": 1_000,
+    "LIMIT_EXCEEDED": 1_000,
     "STORAGE_UNAVAILABLE": 1_000,
     "SHUTTING_DOWN": 2_000,
 }

@@ -77,6 +77,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with google.rpc.RetryInfo: the server is stopping."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
     """INTERNAL: a bug. Metadata "request_id" is in the server's log."""
+    ERROR_REASON_IMAGE_UNPROCESSABLE: _ErrorReason.ValueType  # 21
+    """INVALID_ARGUMENT: the image could not be decoded within the server's limits
+    of time and memory; the same bytes fail again. Also in Image.failure, of an
+    image that was stored and that the tagger could not process within them.
+    """
+    ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 22
+    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
+    named in metadata "limit". Nothing was stored; the same call works later.
+    """
     ERROR_REASON_TAGGER_REJECTED: _ErrorReason.ValueType  # 30
     """Image.failure: the tagger refused this image for good."""
     ERROR_REASON_TAGGER_UNAVAILABLE: _ErrorReason.ValueType  # 31
@@ -176,6 +185,15 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 19
 """UNAVAILABLE with google.rpc.RetryInfo: the server is stopping."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
 """INTERNAL: a bug. Metadata "request_id" is in the server's log."""
+ERROR_REASON_IMAGE_UNPROCESSABLE: ErrorReason.ValueType  # 21
+"""INVALID_ARGUMENT: the image could not be decoded within the server's limits
+of time and memory; the same bytes fail again. Also in Image.failure, of an
+image that was stored and that the tagger could not process within them.
+"""
+ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 22
+"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
+named in metadata "limit". Nothing was stored; the same call works later.
+"""
 ERROR_REASON_TAGGER_REJECTED: ErrorReason.ValueType  # 30
 """Image.failure: the tagger refused this image for good."""
 ERROR_REASON_TAGGER_UNAVAILABLE: ErrorReason.ValueType  # 31

@@ -27,7 +27,7 @@ from picback.v1 import image_pb2 as picback_dot_v1_dot_image__pb2
 from picback.v1 import query_pb2 as picback_dot_v1_dot_query__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epicback/v1/image_service.proto\x12\npicback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16picback/v1/image.proto\x1a\x16picback/v1/query.proto\"i\n\x12UploadImageRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x1d\n\x04tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07no_wait\x18\x04 \x01(\x08\"H\n\x13UploadImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"4\n\x10GetImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"*\n\x16GetImageContentRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"N\n\x17GetImageContentResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.picback.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x16UpdateImageTagsRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12!\n\x08set_tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\";\n\x17UpdateImageTagsResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"=\n\x12\x44\x65leteImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteImageResponse\"1\n\x12MatchImagesRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"I\n\x13MatchImagesResponse\x12\x0e\n\x06lemmas\x18\x01 \x03(\t\x12\"\n\x07matches\x18\x02 \x03(\x0b\x32\x11.picback.v1.Match\"~\n\x12SubmitQueryRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61llback_url\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x30\n\rgive_up_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x13SubmitQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"4\n\x10GetQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"b\n\x12ListQueriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.picback.v1.QueryState\"R\n\x13ListQueriesResponse\x12\"\n\x07queries\x18\x01 \x03(\x0b\x32\x11.picback.v1.Query\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x11WatchQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"6\n\x12WatchQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"&\n\x12\x43\x61ncelQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"7\n\x13\x43\x61ncelQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\")\n\x15RedeliverQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\":\n\x16RedeliverQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query2\xe5\x08\n\x0cImageService\x12S\n\x0bUploadImage\x12\x1e.picback.v1.UploadImageRequest\x1a\x1f.picback.v1.UploadImageResponse\"\x03\x90\x02\x02\x12J\n\x08GetImage\x12\x1b.picback.v1.GetImageRequest\x1a\x1c.picback.v1.GetImageResponse\"\x03\x90\x02\x01\x12_\n\x0fGetImageContent\x12\".picback.v1.GetImageContentRequest\x1a#.picback.v1.GetImageContentResponse\"\x03\x90\x02\x01\x12P\n\nListImages\x12\x1d.picback.v1.ListImagesRequest\x1a\x1e.picback.v1.ListImagesResponse\"\x03\x90\x02\x01\x12_\n\x0fUpdateImageTags\x12\".picback.v1.UpdateImageTagsRequest\x1a#.picback.v1.UpdateImageTagsResponse\"\x03\x90\x02\x02\x12S\n\x0b\x44\x65leteImage\x12\x1e.picback.v1.DeleteImageRequest\x1a\x1f.picback.v1.DeleteImageResponse\"\x03\x90\x02\x02\x12S\n\x0bMatchImages\x12\x1e.picback.v1.MatchImagesRequest\x1a\x1f.picback.v1.MatchImagesResponse\"\x03\x90\x02\x01\x12S\n\x0bSubmitQuery\x12\x1e.picback.v1.SubmitQueryRequest\x1a\x1f.picback.v1.SubmitQueryResponse\"\x03\x90\x02\x02\x12J\n\x08GetQuery\x12\x1b.picback.v1.GetQueryRequest\x1a\x1c.picback.v1.GetQueryResponse\"\x03\x90\x02\x01\x12S\n\x0bListQueries\x12\x1e.picback.v1.ListQueriesRequest\x1a\x1f.picback.v1.ListQueriesResponse\"\x03\x90\x02\x01\x12R\n\nWatchQuery\x12\x1d.picback.v1.WatchQueryRequest\x1a\x1e.picback.v1.WatchQueryResponse\"\x03\x90\x02\x01\x30\x01\x12S\n\x0b\x43\x61ncelQuery\x12\x1e.picback.v1.CancelQueryRequest\x1a\x1f.picback.v1.CancelQueryResponse\"\x03\x90\x02\x02\x12W\n\x0eRedeliverQuery\x12!.picback.v1.RedeliverQueryRequest\x1a\".picback.v1.RedeliverQueryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epicback/v1/image_service.proto\x12\npicback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16picback/v1/image.proto\x1a\x16picback/v1/query.proto\"i\n\x12UploadImageRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x1d\n\x04tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07no_wait\x18\x04 \x01(\x08\"H\n\x13UploadImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"4\n\x10GetImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"*\n\x16GetImageContentRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"N\n\x17GetImageContentResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.picback.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x16UpdateImageTagsRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12!\n\x08set_tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\";\n\x17UpdateImageTagsResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"=\n\x12\x44\x65leteImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteImageResponse\"1\n\x12MatchImagesRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"I\n\x13MatchImagesResponse\x12\x0e\n\x06lemmas\x18\x01 \x03(\t\x12\"\n\x07matches\x18\x02 \x03(\x0b\x32\x11.picback.v1.Match\"\xad\x01\n\x12SubmitQueryRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61llback_url\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x30\n\rgive_up_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x0con_unmatched\x18\x05 \x01(\x0e\x32\x17.picback.v1.OnUnmatched\"H\n\x13SubmitQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"4\n\x10GetQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"b\n\x12ListQueriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.picback.v1.QueryState\"R\n\x13ListQueriesResponse\x12\"\n\x07queries\x18\x01 \x03(\x0b\x32\x11.picback.v1.Query\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x11WatchQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"6\n\x12WatchQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"&\n\x12\x43\x61ncelQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"7\n\x13\x43\x61ncelQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\")\n\x15RedeliverQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\":\n\x16RedeliverQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query2\xe5\x08\n\x0cImageService\x12S\n\x0bUploadImage\x12\x1e.picback.v1.UploadImageRequest\x1a\x1f.picback.v1.UploadImageResponse\"\x03\x90\x02\x02\x12J\n\x08GetImage\x12\x1b.picback.v1.GetImageRequest\x1a\x1c.picback.v1.GetImageResponse\"\x03\x90\x02\x01\x12_\n\x0fGetImageContent\x12\".picback.v1.GetImageContentRequest\x1a#.picback.v1.GetImageContentResponse\"\x03\x90\x02\x01\x12P\n\nListImages\x12\x1d.picback.v1.ListImagesRequest\x1a\x1e.picback.v1.ListImagesResponse\"\x03\x90\x02\x01\x12_\n\x0fUpdateImageTags\x12\".picback.v1.UpdateImageTagsRequest\x1a#.picback.v1.UpdateImageTagsResponse\"\x03\x90\x02\x02\x12S\n\x0b\x44\x65leteImage\x12\x1e.picback.v1.DeleteImageRequest\x1a\x1f.picback.v1.DeleteImageResponse\"\x03\x90\x02\x02\x12S\n\x0bMatchImages\x12\x1e.picback.v1.MatchImagesRequest\x1a\x1f.picback.v1.MatchImagesResponse\"\x03\x90\x02\x01\x12S\n\x0bSubmitQuery\x12\x1e.picback.v1.SubmitQueryRequest\x1a\x1f.picback.v1.SubmitQueryResponse\"\x03\x90\x02\x02\x12J\n\x08GetQuery\x12\x1b.picback.v1.GetQueryRequest\x1a\x1c.picback.v1.GetQueryResponse\"\x03\x90\x02\x01\x12S\n\x0bListQueries\x12\x1e.picback.v1.ListQueriesRequest\x1a\x1f.picback.v1.ListQueriesResponse\"\x03\x90\x02\x01\x12R\n\nWatchQuery\x12\x1d.picback.v1.WatchQueryRequest\x1a\x1e.picback.v1.WatchQueryResponse\"\x03\x90\x02\x01\x30\x01\x12S\n\x0b\x43\x61ncelQuery\x12\x1e.picback.v1.CancelQueryRequest\x1a\x1f.picback.v1.CancelQueryResponse\"\x03\x90\x02\x02\x12W\n\x0eRedeliverQuery\x12!.picback.v1.RedeliverQueryRequest\x1a\".picback.v1.RedeliverQueryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -86,30 +86,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MATCHIMAGESREQUEST']._serialized_end=960
   _globals['_MATCHIMAGESRESPONSE']._serialized_start=962
   _globals['_MATCHIMAGESRESPONSE']._serialized_end=1035
-  _globals['_SUBMITQUERYREQUEST']._serialized_start=1037
-  _globals['_SUBMITQUERYREQUEST']._serialized_end=1163
-  _globals['_SUBMITQUERYRESPONSE']._serialized_start=1165
-  _globals['_SUBMITQUERYRESPONSE']._serialized_end=1237
-  _globals['_GETQUERYREQUEST']._serialized_start=1239
-  _globals['_GETQUERYREQUEST']._serialized_end=1274
-  _globals['_GETQUERYRESPONSE']._serialized_start=1276
-  _globals['_GETQUERYRESPONSE']._serialized_end=1328
-  _globals['_LISTQUERIESREQUEST']._serialized_start=1330
-  _globals['_LISTQUERIESREQUEST']._serialized_end=1428
-  _globals['_LISTQUERIESRESPONSE']._serialized_start=1430
-  _globals['_LISTQUERIESRESPONSE']._serialized_end=1512
-  _globals['_WATCHQUERYREQUEST']._serialized_start=1514
-  _globals['_WATCHQUERYREQUEST']._serialized_end=1551
-  _globals['_WATCHQUERYRESPONSE']._serialized_start=1553
-  _globals['_WATCHQUERYRESPONSE']._serialized_end=1607
-  _globals['_CANCELQUERYREQUEST']._serialized_start=1609
-  _globals['_CANCELQUERYREQUEST']._serialized_end=1647
-  _globals['_CANCELQUERYRESPONSE']._serialized_start=1649
-  _globals['_CANCELQUERYRESPONSE']._serialized_end=1704
-  _globals['_REDELIVERQUERYREQUEST']._serialized_start=1706
-  _globals['_REDELIVERQUERYREQUEST']._serialized_end=1747
-  _globals['_REDELIVERQUERYRESPONSE']._serialized_start=1749
-  _globals['_REDELIVERQUERYRESPONSE']._serialized_end=1807
-  _globals['_IMAGESERVICE']._serialized_start=1810
-  _globals['_IMAGESERVICE']._serialized_end=2935
+  _globals['_SUBMITQUERYREQUEST']._serialized_start=1038
+  _globals['_SUBMITQUERYREQUEST']._serialized_end=1211
+  _globals['_SUBMITQUERYRESPONSE']._serialized_start=1213
+  _globals['_SUBMITQUERYRESPONSE']._serialized_end=1285
+  _globals['_GETQUERYREQUEST']._serialized_start=1287
+  _globals['_GETQUERYREQUEST']._serialized_end=1322
+  _globals['_GETQUERYRESPONSE']._serialized_start=1324
+  _globals['_GETQUERYRESPONSE']._serialized_end=1376
+  _globals['_LISTQUERIESREQUEST']._serialized_start=1378
+  _globals['_LISTQUERIESREQUEST']._serialized_end=1476
+  _globals['_LISTQUERIESRESPONSE']._serialized_start=1478
+  _globals['_LISTQUERIESRESPONSE']._serialized_end=1560
+  _globals['_WATCHQUERYREQUEST']._serialized_start=1562
+  _globals['_WATCHQUERYREQUEST']._serialized_end=1599
+  _globals['_WATCHQUERYRESPONSE']._serialized_start=1601
+  _globals['_WATCHQUERYRESPONSE']._serialized_end=1655
+  _globals['_CANCELQUERYREQUEST']._serialized_start=1657
+  _globals['_CANCELQUERYREQUEST']._serialized_end=1695
+  _globals['_CANCELQUERYRESPONSE']._serialized_start=1697
+  _globals['_CANCELQUERYRESPONSE']._serialized_end=1752
+  _globals['_REDELIVERQUERYREQUEST']._serialized_start=1754
+  _globals['_REDELIVERQUERYREQUEST']._serialized_end=1795
+  _globals['_REDELIVERQUERYRESPONSE']._serialized_start=1797
+  _globals['_REDELIVERQUERYRESPONSE']._serialized_end=1855
+  _globals['_IMAGESERVICE']._serialized_start=1858
+  _globals['_IMAGESERVICE']._serialized_end=2983
 # @@protoc_insertion_point(module_scope)

@@ -413,6 +413,7 @@ class SubmitQueryRequest(_message.Message):
     CALLBACK_URL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     GIVE_UP_AFTER_FIELD_NUMBER: _builtins.int
+    ON_UNMATCHED_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """1 to 1,000 characters. Required."""
     callback_url: _builtins.str
@@ -422,6 +423,8 @@ class SubmitQueryRequest(_message.Message):
     """
     request_id: _builtins.str
     """As in UploadImageRequest."""
+    on_unmatched: _query_pb2.OnUnmatched.ValueType
+    """What to do when no image matches. Part of what request_id identifies."""
     @_builtins.property
     def give_up_after(self) -> _duration_pb2.Duration:
         """Give up this long after the query was accepted: 1 s to 30 days. Unset means
@@ -435,10 +438,11 @@ class SubmitQueryRequest(_message.Message):
         callback_url: _builtins.str = ...,
         request_id: _builtins.str = ...,
         give_up_after: _duration_pb2.Duration | None = ...,
+        on_unmatched: _query_pb2.OnUnmatched.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["give_up_after", b"give_up_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["callback_url", b"callback_url", "give_up_after", b"give_up_after", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["callback_url", b"callback_url", "give_up_after", b"give_up_after", "on_unmatched", b"on_unmatched", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

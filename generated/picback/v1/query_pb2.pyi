@@ -40,9 +40,13 @@ class _QueryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QueryState
     """Final: given up. RedeliverQuery starts again."""
     QUERY_STATE_CANCELLED: _QueryState.ValueType  # 5
     """Final: stopped by CancelQuery."""
+    QUERY_STATE_UNMATCHED: _QueryState.ValueType  # 6
+    """Final: no tag of any image matched, and the caller had asked not to be sent
+    a callback then (ON_UNMATCHED_END). RedeliverQuery matches again.
+    """
 
 class QueryState(_QueryState, metaclass=_QueryStateEnumTypeWrapper):
-    """Life cycle of a query: QUEUED, DELIVERING, then one of three final states. New
+    """Life cycle of a query: QUEUED, DELIVERING, then one of four final states. New
     values may be added.
     """
 
@@ -58,7 +62,39 @@ QUERY_STATE_FAILED: QueryState.ValueType  # 4
 """Final: given up. RedeliverQuery starts again."""
 QUERY_STATE_CANCELLED: QueryState.ValueType  # 5
 """Final: stopped by CancelQuery."""
+QUERY_STATE_UNMATCHED: QueryState.ValueType  # 6
+"""Final: no tag of any image matched, and the caller had asked not to be sent
+a callback then (ON_UNMATCHED_END). RedeliverQuery matches again.
+"""
 Global___QueryState: _TypeAlias = QueryState  # noqa: Y015
+
+class _OnUnmatched:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnUnmatchedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnUnmatched.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_UNMATCHED_UNSPECIFIED: _OnUnmatched.ValueType  # 0
+    """Means DELIVER."""
+    ON_UNMATCHED_DELIVER: _OnUnmatched.ValueType  # 1
+    """Deliver a callback of type "query.unmatched", whose "result" is null."""
+    ON_UNMATCHED_END: _OnUnmatched.ValueType  # 2
+    """Deliver nothing: the query ends in the state UNMATCHED. For receivers that
+    expect an image in every callback.
+    """
+
+class OnUnmatched(_OnUnmatched, metaclass=_OnUnmatchedEnumTypeWrapper):
+    """What to do with a query that matches no image."""
+
+ON_UNMATCHED_UNSPECIFIED: OnUnmatched.ValueType  # 0
+"""Means DELIVER."""
+ON_UNMATCHED_DELIVER: OnUnmatched.ValueType  # 1
+"""Deliver a callback of type "query.unmatched", whose "result" is null."""
+ON_UNMATCHED_END: OnUnmatched.ValueType  # 2
+"""Deliver nothing: the query ends in the state UNMATCHED. For receivers that
+expect an image in every callback.
+"""
+Global___OnUnmatched: _TypeAlias = OnUnmatched  # noqa: Y015
 
 @_typing.final
 class Query(_message.Message):
