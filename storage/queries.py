@@ -25,12 +25,13 @@ from storage.query_records import (
     NotMade,
     Query,
     RetryAt,
+    Unmatched,
     lease_from,
     query_from,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from storage.database import Connection, Database
     from storage.query_records import (
@@ -42,11 +43,15 @@ if TYPE_CHECKING:
     from storage.requests import Request
 
 #: States that only RedeliverQuery leaves.
-FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED"})
+FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED", "UNMATCHED"})
 
 
 class Queries:
-    """The queries of a database. Safe to use from any thread."""
+    """The queries of a database. Safe to use from any thread.
+
+    A *key_id* given to `get`, `page`, `cancel` or `redeliver` restricts them to the queries
+    that this key submitted: any other query does not exist for them. None means all queries.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -61,6 +66,7 @@ class Queries:
         callback_url: str,
         destination: str,
         give_up_after: int | None,
+        on_unmatched: str = "DELIVER",
         request: Request | None,
         now: int,
     ) -> tuple[Query, bool]:
@@ -73,6 +79,8 @@ class Queries:
             destination: Its scheme, host and port: what it shares turns and breaker with.
             give_up_after: Milliseconds after which a query is given up; None for the
                 schedule's end.
+            on_unmatched: DELIVER a callback that says so, or END the query without one, when
+                no image matches.
             request: For idempotency, when the caller named the request.
             now: The time, in milliseconds since the epoch; the query is due at once.
 
@@ -91,9 +99,9 @@ class Queries:
             to = _destination(connection, destination)
             seq = connection.execute(
                 "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
-                " give_up_after, give_up_at, created_at)"
-                " VALUES (?1, ?2, ?3, ?4, ?5, 'QUEUED', ?6, ?7, ?6 + ?7, ?6)",
-                (id_, key_id, text, callback_url, to, now, give_up_after),
+                " give_up_after, give_up_at, created_at, on_unmatched)"
+                " VALUES (?1, ?2, ?3, ?4, ?5, 'QUEUED', ?6, ?7, ?6 + ?7, ?6, ?8)",
+                (id_, key_id, text, callback_url, to, now, give_up_after, on_unmatched),
             ).lastrowid
             return id_, seq, to
 
@@ -119,39 +127,38 @@ class Queries:
         )
         return accepted, True
 
-    def get(self, query_id: str) -> Query:
+    def get(self, query_id: str, *, key_id: str | None = None) -> Query:
         """Return one query.
 
         Raises:
             QueryNotFoundError: There is none with this id.
         """
-        found = self._queries(f"SELECT {COLUMNS} FROM query WHERE id = ?", (query_id,))
+        where, values = _where({"id = ?": query_id, "key_id = ?": key_id})
+        found = self._queries(f"SELECT {COLUMNS} FROM query {where}", values)
         if not found:
-            msg = "there is no query with this id"
-            raise QueryNotFoundError(msg)
+            raise _not_found()
         return found[0]
 
-    def page(self, *, before: int | None, size: int, state: str | None) -> list[Query]:
+    def page(
+        self, *, before: int | None, size: int, state: str | None, key_id: str | None = None
+    ) -> list[Query]:
         """Return up to *size* queries, newest first, accepted before number *before*."""
-        conditions = {"seq < ?": before, "state = ?": state}
-        given = {sql: value for sql, value in conditions.items() if value is not None}
-        where = f"WHERE {' AND '.join(given)}" if given else ""
+        where, values = _where({"key_id = ?": key_id, "state = ?": state, "seq < ?": before})
         return self._queries(
-            f"SELECT {COLUMNS} FROM query {where} ORDER BY seq DESC LIMIT ?",
-            (*given.values(), size),
+            f"SELECT {COLUMNS} FROM query {where} ORDER BY seq DESC LIMIT ?", (*values, size)
         )
 
-    def cancel(self, query_id: str, *, now: int) -> Query:
+    def cancel(self, query_id: str, *, key_id: str | None = None, now: int) -> Query:
         """Stop a query; one that is CANCELLED stays so. Takes its lease away.
 
         Raises:
             QueryNotFoundError: There is none with this id.
-            StateConflictError: It is DELIVERED or FAILED; nothing was changed.
+            StateConflictError: It ended otherwise; nothing was changed.
         """
 
         def operation(connection: Connection) -> None:
-            seq, state = _state_of(connection, query_id)
-            if state in ("DELIVERED", "FAILED"):
+            seq, state = _state_of(connection, query_id, key_id)
+            if state in FINAL_STATES - {"CANCELLED"}:
                 raise StateConflictError(state)
             connection.execute(
                 "UPDATE query SET state = 'CANCELLED', due_at = NULL, leased_at = NULL,"
@@ -163,8 +170,10 @@ class Queries:
         self.changes.publish(query_id)
         return self.get(query_id)
 
-    def redeliver(self, query_id: str, *, now: int) -> Query:
+    def redeliver(self, query_id: str, *, key_id: str | None = None, now: int) -> Query:
         """Make a final query due now, at the beginning of its schedule.
+
+        One that is UNMATCHED is matched again; the others keep their match.
 
         Raises:
             QueryNotFoundError: There is none with this id.
@@ -172,11 +181,15 @@ class Queries:
         """
 
         def operation(connection: Connection) -> None:
-            seq, state = _state_of(connection, query_id)
+            seq, state = _state_of(connection, query_id, key_id)
             if state not in FINAL_STATES:
                 raise StateConflictError(state)
+            if state == "UNMATCHED":
+                forget, target = "lemmas = NULL, matched_at = NULL,", "'QUEUED'"
+            else:
+                forget, target = "", "iif(matched_at IS NULL, 'QUEUED', 'DELIVERING')"
             connection.execute(
-                "UPDATE query SET state = iif(matched_at IS NULL, 'QUEUED', 'DELIVERING'),"
+                f"UPDATE query SET {forget} state = {target},"
                 " due_at = ?1, cycle_start = attempt, give_up_at = ?1 + give_up_after,"
                 " failure_reason = NULL, failure_message = NULL, ended_at = NULL WHERE seq = ?2",
                 (now, seq),
@@ -367,11 +380,22 @@ def _destination(connection: Connection, name: str) -> int:
     return int(connection.execute("INSERT INTO destination (name) VALUES (?)", (name,)).lastrowid)
 
 
-def _state_of(connection: Connection, query_id: str) -> tuple[int, str]:
-    rows = connection.execute("SELECT seq, state FROM query WHERE id = ?", (query_id,)).fetchall()
+def _where(conditions: Mapping[str, object]) -> tuple[str, tuple[object, ...]]:
+    """Return a WHERE clause of those *conditions* that have a value, and the values."""
+    given = {sql: value for sql, value in conditions.items() if value is not None}
+    return f"WHERE {' AND '.join(given)}" if given else "", tuple(given.values())
+
+
+def _not_found() -> QueryNotFoundError:
+    # One message for a query that does not exist and for one of another key.
+    return QueryNotFoundError("there is no query with this id")
+
+
+def _state_of(connection: Connection, query_id: str, key_id: str | None) -> tuple[int, str]:
+    where, values = _where({"id = ?": query_id, "key_id = ?": key_id})
+    rows = connection.execute(f"SELECT seq, state FROM query {where}", values).fetchall()
     if not rows:
-        msg = "there is no query with this id"
-        raise QueryNotFoundError(msg)
+        raise _not_found()
     return rows[0][0], rows[0][1]
 
 
@@ -404,6 +428,12 @@ def _changes_of(outcome: Settlement, now: int) -> tuple[str, tuple[object, ...]]
         case NotMade():
             # Numbers of attempts prove leases and are never used twice, so the count begins later.
             return "due_at = ?, cycle_start = cycle_start + 1", (outcome.due_at,)
+        case Unmatched():
+            return (
+                "state = 'UNMATCHED', ended_at = ?, lemmas = ?, match_image_id = NULL,"
+                " match_score = NULL, match_tags = NULL, matched_at = ?",
+                (now, _json(outcome.matched.lemmas), outcome.matched.at),
+            )
 
 
 def _insert_attempt(connection: Connection, seq: int, attempt: Attempt) -> None:

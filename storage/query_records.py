@@ -18,7 +18,7 @@ COLUMNS: Final = (
 #: The columns that `lease_from` takes, in its order.
 LEASE_COLUMNS: Final = (
     "seq, id, key_id, text, callback_url, destination_id, lemmas, match_image_id, match_score, match_tags,"
-    " matched_at, attempt, cycle_start, give_up_at"
+    " matched_at, attempt, cycle_start, give_up_at, on_unmatched"
 )
 
 
@@ -102,6 +102,8 @@ class QueryLease:
     #: From 1 since the query was submitted or redelivered: its place in the schedule.
     attempt_of_cycle: int
     give_up_at: int | None
+    #: Whether the query ends without a callback when no image matches.
+    ends_unmatched: bool
 
     @property
     def is_retry(self) -> bool:
@@ -156,8 +158,15 @@ class NotMade:
     due_at: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unmatched:
+    """No image matches, and the caller asked for no callback then: no attempt was made."""
+
+    matched: Matched
+
+
 #: What a lease ends with.
-Settlement: TypeAlias = Delivered | RetryAt | GivenUp | NotMade
+Settlement: TypeAlias = Delivered | RetryAt | GivenUp | NotMade | Unmatched
 
 
 def query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
@@ -185,7 +194,8 @@ def query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
 def lease_from(row: Any) -> QueryLease:
     """Return the lease of a *row* of LEASE_COLUMNS."""
     seq, id_, key_id, text, url, destination, *rest = row
-    lemmas, image_id, score, tags, matched_at, attempt, cycle_start, give_up_at = rest
+    lemmas, image_id, score, tags, matched_at, attempt, cycle_start, *rest = rest
+    give_up_at, on_unmatched = rest
     return QueryLease(
         seq=seq,
         id=id_,
@@ -197,6 +207,7 @@ def lease_from(row: Any) -> QueryLease:
         attempt=attempt,
         attempt_of_cycle=attempt - cycle_start,
         give_up_at=give_up_at,
+        ends_unmatched=on_unmatched == "END",
     )
 
 

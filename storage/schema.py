@@ -220,3 +220,64 @@ def m0005_requests(db: Database) -> None:
         ) STRICT, WITHOUT ROWID
     """)
     db.execute("CREATE INDEX request_resource ON request(resource_id)")
+
+
+@migrations()
+def m0007_unmatched_and_queries_of_a_key(db: Database) -> None:
+    """The final state UNMATCHED, what to do when nothing matches, and indexes by key.
+
+    No row is rewritten: a column with a constant default costs nothing, and the constraints
+    only allow more than before, so every stored row satisfies them. What takes time is to
+    build the indexes.
+    """
+    db.execute("ALTER TABLE query ADD COLUMN on_unmatched TEXT NOT NULL DEFAULT 'DELIVER'")
+    # SQLite cannot alter unnamed constraints. Its documented way for changes that leave rows
+    # as they are is to replace the table's definition: sqlite.org/lang_altertable.html, 7.
+    # To copy the table instead would double the file, and dropping it would delete attempts.
+    db.execute("PRAGMA writable_schema=ON")
+    db.execute(
+        "UPDATE sqlite_schema SET sql = ? WHERE type = 'table' AND name = 'query'",
+        [
+            """CREATE TABLE query (
+            seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+            id              TEXT NOT NULL UNIQUE,
+            key_id          TEXT NOT NULL REFERENCES api_key(id),
+            text            TEXT NOT NULL,
+            callback_url    TEXT NOT NULL,
+            destination_id  INTEGER NOT NULL REFERENCES destination(id),
+            state           TEXT NOT NULL CHECK (state IN (
+                'QUEUED', 'DELIVERING', 'DELIVERED', 'FAILED', 'CANCELLED', 'UNMATCHED')),
+            lemmas          TEXT CHECK (lemmas IS NULL OR json_valid(lemmas)),
+            match_image_id  TEXT,
+            match_score     INTEGER,
+            match_tags      TEXT CHECK (match_tags IS NULL OR json_valid(match_tags)),
+            matched_at      INTEGER,
+            attempt         INTEGER NOT NULL DEFAULT 0,
+            cycle_start     INTEGER NOT NULL DEFAULT 0,
+            due_at          INTEGER,
+            leased_at       INTEGER,
+            give_up_after   INTEGER,
+            give_up_at      INTEGER,
+            failure_reason  TEXT,
+            failure_message TEXT,
+            created_at      INTEGER NOT NULL,
+            ended_at        INTEGER,
+            on_unmatched    TEXT NOT NULL DEFAULT 'DELIVER'
+                            CHECK (on_unmatched IN ('DELIVER', 'END')),
+            CHECK ((state = 'FAILED') = (failure_reason IS NOT NULL)),
+            CHECK (state <> 'DELIVERING' OR matched_at IS NOT NULL),
+            CHECK ((state = 'UNMATCHED') = (on_unmatched = 'END' AND matched_at IS NOT NULL
+                                            AND match_image_id IS NULL)),
+            CHECK (CASE WHEN state IN ('QUEUED', 'DELIVERING')
+                        THEN ended_at IS NULL AND (due_at IS NULL) <> (leased_at IS NULL)
+                        ELSE ended_at IS NOT NULL AND due_at IS NULL AND leased_at IS NULL
+                   END)
+        ) STRICT"""
+        ],
+    )
+    # Other connections read the schema again when its version changes; this one, by RESET.
+    (version,) = db.execute("PRAGMA schema_version").fetchone()
+    db.execute(f"PRAGMA schema_version={version + 1}")
+    db.execute("PRAGMA writable_schema=RESET")
+    db.execute("CREATE INDEX query_key ON query(key_id, seq)")
+    db.execute("CREATE INDEX query_key_state ON query(key_id, state, seq)")
