@@ -34,6 +34,7 @@ FINAL_STATES: Final = frozenset(
         query_pb2.QUERY_STATE_DELIVERED,
         query_pb2.QUERY_STATE_FAILED,
         query_pb2.QUERY_STATE_CANCELLED,
+        query_pb2.QUERY_STATE_UNMATCHED,
     }
 )
 

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     from callers.options import Caller
 
+#: What to do when nothing matches, by the names that --on-unmatched takes.
+_ON_UNMATCHED: Final = {
+    "deliver": query_pb2.ON_UNMATCHED_DELIVER,
+    "end": query_pb2.ON_UNMATCHED_END,
+}
 #: States by the names that --state takes.
 _STATES: Final = {
     name.removeprefix("QUERY_STATE_").lower(): number
@@ -76,7 +81,7 @@ def match(caller: Caller, text: str, limit: int) -> None:
     is_flag=True,
     envvar="PICBACK_QUERY_WATCH",
     show_envvar=True,
-    help="Stay and tell what happens, until it is delivered or given up.",
+    help="Stay and tell what happens, until it is delivered or has ended otherwise.",
 )
 @click.option(
     "--give-up-after",
@@ -93,6 +98,15 @@ def match(caller: Caller, text: str, limit: int) -> None:
     show_envvar=True,
     help="A name of your own for this request: given twice, it is still one query.",
 )
+@click.option(
+    "--on-unmatched",
+    type=click.Choice(list(_ON_UNMATCHED), case_sensitive=False),
+    default="deliver",
+    envvar="PICBACK_QUERY_ON_UNMATCHED",
+    show_envvar=True,
+    show_default=True,
+    help="When no image matches: deliver a callback without an image, or end without one.",
+)
 @caller_command
 def query(
     caller: Caller,
@@ -100,6 +114,7 @@ def query(
     callback_url: str,
     give_up_after: int | None,
     request_id: str | None,
+    on_unmatched: str,
     *,
     watch: bool,
 ) -> None:
@@ -111,6 +126,7 @@ def query(
         give_up_after=None
         if give_up_after is None
         else duration_pb2.Duration(seconds=give_up_after),
+        on_unmatched=_ON_UNMATCHED[on_unmatched],
     )
     submitted = caller.client.call(caller.client.stub.SubmitQuery, request)
     if watch:
@@ -165,7 +181,7 @@ def show_query(caller: Caller, query_id: str) -> None:
 @click.argument("query_id")
 @caller_command
 def watch_query(caller: Caller, query_id: str) -> None:
-    """Tell what happens to a query, until it is delivered or given up."""
+    """Tell what happens to a query, until it is delivered or has ended otherwise."""
     _watch(caller, query_id)
 
 
@@ -173,7 +189,7 @@ def watch_query(caller: Caller, query_id: str) -> None:
 @click.argument("query_ids", metavar="QUERY_ID...", nargs=-1)
 @click.option(
     "--state",
-    type=click.Choice(["delivered", "failed", "cancelled"], case_sensitive=False),
+    type=click.Choice(["delivered", "failed", "cancelled", "unmatched"], case_sensitive=False),
     envvar="PICBACK_QUERIES_REDELIVER_STATE",
     show_envvar=True,
     help="Instead of ids: all queries in this state.",

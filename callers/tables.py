@@ -31,6 +31,7 @@ _STYLES: Final = {
     "QUEUED": "yellow",
     "DELIVERING": "yellow",
     "CANCELLED": "dim",
+    "UNMATCHED": "dim",
     "FAILED": "red",
     "refused": "red",
 }

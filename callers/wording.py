@@ -67,9 +67,10 @@ def outcome(attempt: query_pb2.DeliveryAttempt) -> str:
 def news(query: query_pb2.Query) -> str:
     """Return what a watcher wants to know: the state, and what led to it."""
     told = [query_state(query)]
-    if query.state == query_pb2.QUERY_STATE_DELIVERING and not query.attempts:
+    is_unmatched = query.state == query_pb2.QUERY_STATE_UNMATCHED
+    if is_unmatched or (query.state == query_pb2.QUERY_STATE_DELIVERING and not query.attempts):
         told.append(matched(query))
-    if query.attempts:
+    if query.attempts and not is_unmatched:
         last = query.attempts[-1]
         told.append(f"attempt {last.number}: {outcome(last)}")
     if query.HasField("next_attempt_time") and query.attempts:

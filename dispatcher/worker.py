@@ -16,7 +16,7 @@ from dispatcher import payload, retry, signature
 from dispatcher.deliverer import Answered
 from dispatcher.late_matcher import NoMatcherError
 from storage.errors import ImageNotFoundError, StorageBusyError, StorageFullError
-from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt
+from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt, Unmatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,7 +118,7 @@ class DeliveryWorker:
                 return self._attempt(lease, matched)
             except ImageNotFoundError:
                 matched = self._match(lease)  # deleted: match anew
-        return None  # cancelled meanwhile
+        return None  # it ended: cancelled, or no image matches
 
     def _attempt(self, lease: QueryLease, matched: Matched) -> Outcome | None:
         image = self._images.file_of(matched.match.image_id) if matched.match else None
@@ -178,10 +178,13 @@ class DeliveryWorker:
         )
 
     def _match(self, lease: QueryLease) -> Matched | None:
-        """Match the text and put that on record; None if the lease was lost meanwhile."""
+        """Match the text and record the match; None if the lease was lost or has ended."""
         found = self._matcher.match(lease.text, limit=1)
         best = found.matches[0] if found.matches else None
         matched = Matched(lemmas=found.lemmas, match=best, at=self._clock())
+        if best is None and lease.ends_unmatched:
+            self._settle(lease, None, Unmatched(matched=matched))
+            return None
         return matched if self._queries.record_match(lease, matched) else None
 
     def _headers(self, lease: QueryLease, at: int, body: Sequence[bytes]) -> dict[str, str]:

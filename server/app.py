@@ -29,7 +29,7 @@ from server.keyring import Keyring
 from server.paging import Paging
 from server.service import ImageService
 from storage import settings
-from storage.api_keys import SCOPES, ApiKeys
+from storage.api_keys import DEFAULT_SCOPES, ApiKeys
 from storage.breakers import Breakers
 from storage.database import Database
 from storage.errors import StorageError
@@ -166,12 +166,12 @@ class App:
         return f"{self._config.listen.rpartition(':')[0]}:{self.port}"
 
     def make_first_key(self) -> Credentials | None:
-        """Make a key named "default" with every scope, if there has never been a key."""
+        """Make a key named "default" with the default scopes, if there has never been a key."""
         if self.api_keys.all():
             return None
         return self.api_keys.create(
             "default",
-            scopes=SCOPES,
+            scopes=DEFAULT_SCOPES,
             signing_secret=new_secret(),
             expires_at=None,
             now=self._clock(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
@@ -57,20 +58,18 @@ def match(record: Match) -> query_pb2.Match:
 def query(record: Query, *, reader_key_id: str) -> query_pb2.Query:
     """Return a query as the key *reader_key_id* may see it.
 
-    Only the key that submitted it sees what its receiver answered.
+    Only the key that submitted it sees what its receiver answered, and its whole callback URL.
     """
     matched = record.matched
+    is_own = reader_key_id == record.key_id
     return query_pb2.Query(
         id=record.id,
         state=query_pb2.QueryState.Value(f"QUERY_STATE_{record.state}"),
         text=record.text,
-        callback_url=record.callback_url,
+        callback_url=record.callback_url if is_own else _masked(record.callback_url),
         lemmas=matched.lemmas if matched else (),
         match=match(matched.match) if matched and matched.match else None,
-        attempts=[
-            _attempt(attempt, with_excerpt=reader_key_id == record.key_id)
-            for attempt in record.attempts
-        ],
+        attempts=[_attempt(attempt, with_excerpt=is_own) for attempt in record.attempts],
         next_attempt_time=_timestamp(record.due_at),
         failure=_failure(record.failure_reason, record.failure_message),
         create_time=_timestamp(record.created_at),
@@ -89,6 +88,17 @@ def _attempt(record: Attempt, *, with_excerpt: bool) -> query_pb2.DeliveryAttemp
         failure=_failure(record.failure_reason, record.failure_message),
         response_excerpt=record.excerpt if with_excerpt else "",
     )
+
+
+def _masked(url: str) -> str:
+    """Return *url* with *** for the parts in which credentials travel."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return parts._replace(
+        netloc=f"***@{host}" if at else host,
+        query="***" if parts.query else "",
+        fragment="***" if parts.fragment else "",
+    ).geturl()
 
 
 def _failure(reason: str | None, message: str | None) -> error_pb2.Failure | None:

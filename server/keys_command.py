@@ -23,7 +23,7 @@ from server.beside import (
     secrets_key_option,
 )
 from server.secrets_key_file import write_new_key
-from storage.api_keys import SCOPES, ApiKeys
+from storage.api_keys import DEFAULT_SCOPES, SCOPES, ApiKeys
 
 if TYPE_CHECKING:
     from storage.api_keys import ApiKey, Credentials
@@ -50,7 +50,7 @@ def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
     show_envvar=True,
     multiple=True,
     type=click.Choice(SCOPES),
-    help="What the key may do; repeatable. All of it if not given.",
+    help="What the key may do; repeatable. All but queries.all if not given.",
 )
 @click.option(
     "--expires-in-days",
@@ -78,7 +78,7 @@ def create_key(
     with opened_keys(data, secrets_key_file) as api_keys:
         credentials = api_keys.create(
             name,
-            scopes=scopes or SCOPES,
+            scopes=scopes or DEFAULT_SCOPES,
             signing_secret=new_secret(),
             expires_at=None if expires_in_days is None else now + expires_in_days * 86_400_000,
             now=now,
@@ -115,7 +115,7 @@ def list_keys(data: Path, *, as_json: bool) -> None:
                 iso_time(key.created_at) or "",
                 iso_time(key.last_used_at) or "-",
                 _state(key),
-                "all" if set(key.scopes) == set(SCOPES) else " ".join(key.scopes),
+                "default" if set(key.scopes) == set(DEFAULT_SCOPES) else " ".join(key.scopes),
             )
             for key in found
         ],

@@ -13,6 +13,7 @@ from server import convert
 from server.errors import RequestError
 from server.interceptors import CALLER
 from server.validation import Validation
+from storage.api_keys import QUERIES_ALL
 from storage.errors import ImageNotFoundError
 from storage.images import NewImage
 from storage.queries import FINAL_STATES
@@ -188,6 +189,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             if request.HasField("give_up_after")
             else None
         )
+        on_unmatched = validation.on_unmatched(request.on_unmatched)
         validation.finish()
         target = self._guard.check(url)
         query, created = self._queries.submit(
@@ -196,7 +198,14 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             callback_url=url,
             destination=target.destination,
             give_up_after=give_up_after,
-            request=_named(request_id, "SubmitQuery", text, url, give_up_after),
+            on_unmatched=on_unmatched,
+            request=_named(
+                request_id,
+                *("SubmitQuery", text, url, give_up_after),
+                # Only what departs from the default, so that fingerprints that were stored
+                # before this field existed still fit.
+                *(["on_unmatched END"] if on_unmatched == "END" else []),
+            ),
             now=self._clock(),
         )
         self._dispatcher.wake_delivery(query.destination)
@@ -206,7 +215,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self, request: pb.GetQueryRequest, context: grpc.ServicerContext
     ) -> pb.GetQueryResponse:
         """Return one query."""
-        query = self._queries.get(_query_id(request.query_id))
+        query = self._queries.get(_query_id(request.query_id), key_id=_visible_key_id())
         return pb.GetQueryResponse(query=_query(query))
 
     def ListQueries(
@@ -217,9 +226,11 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         size = validation.page_size(request.page_size)
         state = validation.state("state", request.state)
         validation.finish()
-        listing = f"queries:{state or ''}"
+        listing = f"queries:{CALLER.get().key_id}:{state or ''}"
         before = self._paging.position(request.page_token, of=listing)
-        found = self._queries.page(before=before, size=size + 1, state=state)
+        found = self._queries.page(
+            before=before, size=size + 1, state=state, key_id=_visible_key_id()
+        )
         return pb.ListQueriesResponse(
             queries=[_query(query) for query in found[:size]],
             next_page_token=self._paging.token(found[size - 1].seq, of=listing)
@@ -243,14 +254,18 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self, request: pb.CancelQueryRequest, context: grpc.ServicerContext
     ) -> pb.CancelQueryResponse:
         """Stop a query."""
-        query = self._queries.cancel(_query_id(request.query_id), now=self._clock())
+        query = self._queries.cancel(
+            _query_id(request.query_id), key_id=_visible_key_id(), now=self._clock()
+        )
         return pb.CancelQueryResponse(query=_query(query))
 
     def RedeliverQuery(
         self, request: pb.RedeliverQueryRequest, context: grpc.ServicerContext
     ) -> pb.RedeliverQueryResponse:
         """Make a final query due now."""
-        query = self._queries.redeliver(_query_id(request.query_id), now=self._clock())
+        query = self._queries.redeliver(
+            _query_id(request.query_id), key_id=_visible_key_id(), now=self._clock()
+        )
         self._dispatcher.wake_delivery(query.destination)
         return pb.RedeliverQueryResponse(query=_query(query))
 
@@ -287,14 +302,14 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self, query_id: str, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchQueryResponse]:
         until = time.monotonic() + _LONGEST_WATCH
-        last = None
+        last, key_id = None, _visible_key_id()
         with self._queries.changes.watch(query_id) as changed:
             context.add_callback(changed.set)  # so that a caller who left is noticed
             while True:
                 changed.clear()  # before all looking: what happens from here on sets it again
                 if not context.is_active():
                     return
-                query = self._queries.get(query_id)
+                query = self._queries.get(query_id, key_id=key_id)
                 if query != last:
                     yield pb.WatchQueryResponse(query=_query(query))
                     last = query
@@ -307,6 +322,12 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
 def _query(record: Query) -> query_pb2.Query:
     return convert.query(record, reader_key_id=CALLER.get().key_id)
+
+
+def _visible_key_id() -> str | None:
+    """Return the key whose queries exist for the caller; None when those of all keys do."""
+    caller = CALLER.get()
+    return None if QUERIES_ALL in caller.scopes else caller.key_id
 
 
 def _query_id(query_id: str) -> str:

@@ -135,6 +135,12 @@ class Validation:
             "QUERY_STATE_"
         )
 
+    def on_unmatched(self, choice: int) -> str:
+        """Check what to do when nothing matches; return its name in storage."""
+        if choice not in query_pb2.OnUnmatched.values():
+            self._refuse("on_unmatched", f"must be an OnUnmatched, not {choice}")
+        return "END" if choice == query_pb2.ON_UNMATCHED_END else "DELIVER"
+
     def limit(self, limit: int) -> int:
         """Check a number of matches; return the one to use."""
         if not 0 <= limit <= _MOST_MATCHES:

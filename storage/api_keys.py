@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from storage.database import Connection, Database
     from storage.signing_secrets import Sealing
 
+#: What a key may do unless its operator says otherwise.
+DEFAULT_SCOPES: Final = ("images.read", "images.write", "queries.read", "queries.write")
+#: Widens queries.read and queries.write from a key's own queries to those of every key.
+QUERIES_ALL: Final = "queries.all"
 #: What a key can be allowed to do.
-SCOPES: Final = ("images.read", "images.write", "queries.read", "queries.write")
+SCOPES: Final = (*DEFAULT_SCOPES, QUERIES_ALL)
 #: How tokens begin, so that people and secret scanners know one when they see it.
 TOKEN_PREFIX: Final = "pbk_"  # noqa: S105 - a prefix, no secret
 

@@ -14,7 +14,7 @@ from dispatcher import DispatcherSettings, new_secret
 from picback.v1 import image_service_pb2_grpc
 from server.app import App
 from server.config import Config
-from storage.api_keys import SCOPES
+from storage.api_keys import DEFAULT_SCOPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Service:
-    """A running app with a key that may do everything, and a stub."""
+    """A running app with its first key, and a stub."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -49,7 +49,7 @@ class Service:
         """Return the server's time."""
         return self.app._clock()
 
-    def make_key(self, name: str, *, scopes: Sequence[str] = SCOPES, **options: Any) -> str:
+    def make_key(self, name: str, *, scopes: Sequence[str] = DEFAULT_SCOPES, **options: Any) -> str:
         """Make another key, known to the server at once; return its token."""
         credentials = self.app.api_keys.create(
             name,

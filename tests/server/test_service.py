@@ -86,7 +86,7 @@ class Stage:
             dispatcher=self.dispatcher,
             pictures=PictureReader(),
             guard=UrlGuard(allow=["receiver.example:80"]),
-            paging=Paging(b"secret"),
+            paging=Paging(bytes(32)),
             max_image_bytes=1_000_000,
             most_watchers=1,
             is_stopping=lambda: self.stopping,

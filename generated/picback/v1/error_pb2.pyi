@@ -53,14 +53,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the callback's host is not one that this server may call."""
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 11
     """INVALID_ARGUMENT: the page token is not one that this method gave for the
-    same filter.
+    same filter; of ListQueries: to the same key.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 12
     """INVALID_ARGUMENT: this request_id was used before, for another request."""
     ERROR_REASON_IMAGE_NOT_FOUND: _ErrorReason.ValueType  # 13
     """NOT_FOUND: there is no image with this id."""
     ERROR_REASON_QUERY_NOT_FOUND: _ErrorReason.ValueType  # 14
-    """NOT_FOUND: there is no query with this id."""
+    """NOT_FOUND: this key submitted no query with this id; with the scope
+    queries.all: no key did.
+    """
     ERROR_REASON_STATE_CONFLICT: _ErrorReason.ValueType  # 15
     """FAILED_PRECONDITION: the query's state, in metadata "state", forbids it."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 16
@@ -161,14 +163,16 @@ ERROR_REASON_CALLBACK_FORBIDDEN: ErrorReason.ValueType  # 10
 """INVALID_ARGUMENT: the callback's host is not one that this server may call."""
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 11
 """INVALID_ARGUMENT: the page token is not one that this method gave for the
-same filter.
+same filter; of ListQueries: to the same key.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 12
 """INVALID_ARGUMENT: this request_id was used before, for another request."""
 ERROR_REASON_IMAGE_NOT_FOUND: ErrorReason.ValueType  # 13
 """NOT_FOUND: there is no image with this id."""
 ERROR_REASON_QUERY_NOT_FOUND: ErrorReason.ValueType  # 14
-"""NOT_FOUND: there is no query with this id."""
+"""NOT_FOUND: this key submitted no query with this id; with the scope
+queries.all: no key did.
+"""
 ERROR_REASON_STATE_CONFLICT: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION: the query's state, in metadata "state", forbids it."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 16

@@ -534,8 +534,8 @@ class ListQueriesRequest(_message.Message):
     page_size: _builtins.int
     """1 to 1,000; 0 means 50, more than 1,000 means 1,000."""
     page_token: _builtins.str
-    """next_page_token of the page before, asked for with the same state; empty for
-    the first page.
+    """next_page_token of the page before, asked for by the same key with the same
+    state; empty for the first page.
     """
     state: _query_pb2.QueryState.ValueType
     """Only queries in this state; unspecified means any."""

@@ -32,6 +32,12 @@ class ImageServiceStub:
     Authentication: every call needs the metadata entry "x-api-key" with a key that
     has the method's scope.
 
+    Ownership: a query belongs to the key that submitted it. For every other key it
+    does not exist: it is not listed, and its id is NOT_FOUND. A key with the scope
+    queries.all besides the method's own sees and acts on the queries of every key;
+    the response excerpts of other keys' queries are empty, and *** stands for the
+    query part of their callback URLs. Images belong to no key: they are one library.
+
     Errors: a status code, a google.rpc.ErrorInfo with a reason of ErrorReason, and
     where they apply a google.rpc.BadRequest that lists every bad field and a
     google.rpc.RetryInfo. A refused call has changed nothing.
@@ -123,6 +129,12 @@ class ImageServiceServicer:
     Authentication: every call needs the metadata entry "x-api-key" with a key that
     has the method's scope.
 
+    Ownership: a query belongs to the key that submitted it. For every other key it
+    does not exist: it is not listed, and its id is NOT_FOUND. A key with the scope
+    queries.all besides the method's own sees and acts on the queries of every key;
+    the response excerpts of other keys' queries are empty, and *** stands for the
+    query part of their callback URLs. Images belong to no key: they are one library.
+
     Errors: a status code, a google.rpc.ErrorInfo with a reason of ErrorReason, and
     where they apply a google.rpc.BadRequest that lists every bad field and a
     google.rpc.RetryInfo. A refused call has changed nothing.
@@ -194,21 +206,22 @@ class ImageServiceServicer:
     def SubmitQuery(self, request, context):
         """Accepts a text and answers at once; the best image is called back. The query
         is on disk before the answer: from then on it is delivered at least once, or
-        ends FAILED with its attempts on record. Scope queries.write.
+        ends FAILED with its attempts on record, or UNMATCHED if on_unmatched says so.
+        Scope queries.write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetQuery(self, request, context):
-        """State, match and attempts of one query. Scope queries.read.
+        """State, match and attempts of one query of this key. Scope queries.read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListQueries(self, request, context):
-        """All queries, newest first, page by page. Scope queries.read.
+        """All queries of this key, newest first, page by page. Scope queries.read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,7 +239,7 @@ class ImageServiceServicer:
     def CancelQuery(self, request, context):
         """Stops a query that is not in a final state. A callback under way is not
         recalled, and its outcome is not recorded. FAILED_PRECONDITION in the states
-        DELIVERED and FAILED. Scope queries.write.
+        DELIVERED, FAILED and UNMATCHED. Scope queries.write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,8 +247,9 @@ class ImageServiceServicer:
 
     def RedeliverQuery(self, request, context):
         """Calls back again about a query in a final state: the same webhook-id, the
-        same match while its image exists, a schedule of attempts begun anew.
-        FAILED_PRECONDITION while it is not final. Scope queries.write.
+        same match while its image exists, a schedule of attempts begun anew. An
+        UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+        Scope queries.write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -323,6 +337,12 @@ class ImageService:
 
     Authentication: every call needs the metadata entry "x-api-key" with a key that
     has the method's scope.
+
+    Ownership: a query belongs to the key that submitted it. For every other key it
+    does not exist: it is not listed, and its id is NOT_FOUND. A key with the scope
+    queries.all besides the method's own sees and acts on the queries of every key;
+    the response excerpts of other keys' queries are empty, and *** stands for the
+    query part of their callback URLs. Images belong to no key: they are one library.
 
     Errors: a status code, a google.rpc.ErrorInfo with a reason of ErrorReason, and
     where they apply a google.rpc.BadRequest that lists every bad field and a

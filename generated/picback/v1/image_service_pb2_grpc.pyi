@@ -33,6 +33,12 @@ class ImageServiceStub:
     Authentication: every call needs the metadata entry "x-api-key" with a key that
     has the method's scope.
 
+    Ownership: a query belongs to the key that submitted it. For every other key it
+    does not exist: it is not listed, and its id is NOT_FOUND. A key with the scope
+    queries.all besides the method's own sees and acts on the queries of every key;
+    the response excerpts of other keys' queries are empty, and *** stands for the
+    query part of their callback URLs. Images belong to no key: they are one library.
+
     Errors: a status code, a google.rpc.ErrorInfo with a reason of ErrorReason, and
     where they apply a google.rpc.BadRequest that lists every bad field and a
     google.rpc.RetryInfo. A refused call has changed nothing.
@@ -78,12 +84,13 @@ class ImageServiceStub:
     SubmitQuery: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.SubmitQueryRequest, _image_service_pb2.SubmitQueryResponse]
     """Accepts a text and answers at once; the best image is called back. The query
     is on disk before the answer: from then on it is delivered at least once, or
-    ends FAILED with its attempts on record. Scope queries.write.
+    ends FAILED with its attempts on record, or UNMATCHED if on_unmatched says so.
+    Scope queries.write.
     """
     GetQuery: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.GetQueryRequest, _image_service_pb2.GetQueryResponse]
-    """State, match and attempts of one query. Scope queries.read."""
+    """State, match and attempts of one query of this key. Scope queries.read."""
     ListQueries: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.ListQueriesRequest, _image_service_pb2.ListQueriesResponse]
-    """All queries, newest first, page by page. Scope queries.read."""
+    """All queries of this key, newest first, page by page. Scope queries.read."""
     WatchQuery: _grpc.UnaryStreamMultiCallable[_image_service_pb2.WatchQueryRequest, _image_service_pb2.WatchQueryResponse]
     """The query now and again after each change, until a final state ends the
     stream with OK. The server ends the stream with UNAVAILABLE when it stops,
@@ -92,12 +99,13 @@ class ImageServiceStub:
     CancelQuery: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.CancelQueryRequest, _image_service_pb2.CancelQueryResponse]
     """Stops a query that is not in a final state. A callback under way is not
     recalled, and its outcome is not recorded. FAILED_PRECONDITION in the states
-    DELIVERED and FAILED. Scope queries.write.
+    DELIVERED, FAILED and UNMATCHED. Scope queries.write.
     """
     RedeliverQuery: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.RedeliverQueryRequest, _image_service_pb2.RedeliverQueryResponse]
     """Calls back again about a query in a final state: the same webhook-id, the
-    same match while its image exists, a schedule of attempts begun anew.
-    FAILED_PRECONDITION while it is not final. Scope queries.write.
+    same match while its image exists, a schedule of attempts begun anew. An
+    UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+    Scope queries.write.
     """
 
 @_typing.type_check_only
@@ -107,6 +115,12 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     Authentication: every call needs the metadata entry "x-api-key" with a key that
     has the method's scope.
+
+    Ownership: a query belongs to the key that submitted it. For every other key it
+    does not exist: it is not listed, and its id is NOT_FOUND. A key with the scope
+    queries.all besides the method's own sees and acts on the queries of every key;
+    the response excerpts of other keys' queries are empty, and *** stands for the
+    query part of their callback URLs. Images belong to no key: they are one library.
 
     Errors: a status code, a google.rpc.ErrorInfo with a reason of ErrorReason, and
     where they apply a google.rpc.BadRequest that lists every bad field and a
@@ -150,12 +164,13 @@ class ImageServiceAsyncStub(ImageServiceStub):
     SubmitQuery: _aio.UnaryUnaryMultiCallable[_image_service_pb2.SubmitQueryRequest, _image_service_pb2.SubmitQueryResponse]  # type: ignore[assignment]
     """Accepts a text and answers at once; the best image is called back. The query
     is on disk before the answer: from then on it is delivered at least once, or
-    ends FAILED with its attempts on record. Scope queries.write.
+    ends FAILED with its attempts on record, or UNMATCHED if on_unmatched says so.
+    Scope queries.write.
     """
     GetQuery: _aio.UnaryUnaryMultiCallable[_image_service_pb2.GetQueryRequest, _image_service_pb2.GetQueryResponse]  # type: ignore[assignment]
-    """State, match and attempts of one query. Scope queries.read."""
+    """State, match and attempts of one query of this key. Scope queries.read."""
     ListQueries: _aio.UnaryUnaryMultiCallable[_image_service_pb2.ListQueriesRequest, _image_service_pb2.ListQueriesResponse]  # type: ignore[assignment]
-    """All queries, newest first, page by page. Scope queries.read."""
+    """All queries of this key, newest first, page by page. Scope queries.read."""
     WatchQuery: _aio.UnaryStreamMultiCallable[_image_service_pb2.WatchQueryRequest, _image_service_pb2.WatchQueryResponse]  # type: ignore[assignment]
     """The query now and again after each change, until a final state ends the
     stream with OK. The server ends the stream with UNAVAILABLE when it stops,
@@ -164,12 +179,13 @@ class ImageServiceAsyncStub(ImageServiceStub):
     CancelQuery: _aio.UnaryUnaryMultiCallable[_image_service_pb2.CancelQueryRequest, _image_service_pb2.CancelQueryResponse]  # type: ignore[assignment]
     """Stops a query that is not in a final state. A callback under way is not
     recalled, and its outcome is not recorded. FAILED_PRECONDITION in the states
-    DELIVERED and FAILED. Scope queries.write.
+    DELIVERED, FAILED and UNMATCHED. Scope queries.write.
     """
     RedeliverQuery: _aio.UnaryUnaryMultiCallable[_image_service_pb2.RedeliverQueryRequest, _image_service_pb2.RedeliverQueryResponse]  # type: ignore[assignment]
     """Calls back again about a query in a final state: the same webhook-id, the
-    same match while its image exists, a schedule of attempts begun anew.
-    FAILED_PRECONDITION while it is not final. Scope queries.write.
+    same match while its image exists, a schedule of attempts begun anew. An
+    UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+    Scope queries.write.
     """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -178,6 +194,12 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Authentication: every call needs the metadata entry "x-api-key" with a key that
     has the method's scope.
+
+    Ownership: a query belongs to the key that submitted it. For every other key it
+    does not exist: it is not listed, and its id is NOT_FOUND. A key with the scope
+    queries.all besides the method's own sees and acts on the queries of every key;
+    the response excerpts of other keys' queries are empty, and *** stands for the
+    query part of their callback URLs. Images belong to no key: they are one library.
 
     Errors: a status code, a google.rpc.ErrorInfo with a reason of ErrorReason, and
     where they apply a google.rpc.BadRequest that lists every bad field and a
@@ -267,7 +289,8 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_image_service_pb2.SubmitQueryResponse, _abc.Awaitable[_image_service_pb2.SubmitQueryResponse]]:
         """Accepts a text and answers at once; the best image is called back. The query
         is on disk before the answer: from then on it is delivered at least once, or
-        ends FAILED with its attempts on record. Scope queries.write.
+        ends FAILED with its attempts on record, or UNMATCHED if on_unmatched says so.
+        Scope queries.write.
         """
 
     @_abc_1.abstractmethod
@@ -276,7 +299,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_service_pb2.GetQueryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_service_pb2.GetQueryResponse, _abc.Awaitable[_image_service_pb2.GetQueryResponse]]:
-        """State, match and attempts of one query. Scope queries.read."""
+        """State, match and attempts of one query of this key. Scope queries.read."""
 
     @_abc_1.abstractmethod
     def ListQueries(
@@ -284,7 +307,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_service_pb2.ListQueriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_service_pb2.ListQueriesResponse, _abc.Awaitable[_image_service_pb2.ListQueriesResponse]]:
-        """All queries, newest first, page by page. Scope queries.read."""
+        """All queries of this key, newest first, page by page. Scope queries.read."""
 
     @_abc_1.abstractmethod
     def WatchQuery(
@@ -305,7 +328,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_image_service_pb2.CancelQueryResponse, _abc.Awaitable[_image_service_pb2.CancelQueryResponse]]:
         """Stops a query that is not in a final state. A callback under way is not
         recalled, and its outcome is not recorded. FAILED_PRECONDITION in the states
-        DELIVERED and FAILED. Scope queries.write.
+        DELIVERED, FAILED and UNMATCHED. Scope queries.write.
         """
 
     @_abc_1.abstractmethod
@@ -315,8 +338,9 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_service_pb2.RedeliverQueryResponse, _abc.Awaitable[_image_service_pb2.RedeliverQueryResponse]]:
         """Calls back again about a query in a final state: the same webhook-id, the
-        same match while its image exists, a schedule of attempts begun anew.
-        FAILED_PRECONDITION while it is not final. Scope queries.write.
+        same match while its image exists, a schedule of attempts begun anew. An
+        UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+        Scope queries.write.
         """
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -124,7 +124,9 @@ class Query(_message.Message):
     text: _builtins.str
     """As submitted."""
     callback_url: _builtins.str
-    """As submitted."""
+    """As submitted. For keys other than the one that submitted it, *** stands for
+    the query part.
+    """
     @_builtins.property
     def lemmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The lemmas that were matched with, in the order of the text. Empty while
@@ -133,7 +135,9 @@ class Query(_message.Message):
 
     @_builtins.property
     def match(self) -> Global___Match:
-        """The best image. Unset while QUEUED, and when no tag of any image matched."""
+        """The best image. Unset while QUEUED, and when no tag of any image matched, as
+        in the state UNMATCHED.
+        """
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryAttempt]:
