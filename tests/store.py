@@ -76,15 +76,18 @@ class Store:
         url: str = CALLBACK_URL,
         destination: str = DESTINATION,
         give_up_after: int | None = None,
+        on_unmatched: str = "DELIVER",
+        key: str = "tests",
         now: int = START,
     ) -> Query:
-        """Accept a query."""
+        """Accept a query of the API key *key*."""
         query, _ = self.queries.submit(
-            key_id=self.key(),
+            key_id=self.key(key),
             text=text,
             callback_url=url,
             destination=destination,
             give_up_after=give_up_after,
+            on_unmatched=on_unmatched,
             request=None,
             now=now,
         )

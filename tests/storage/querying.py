@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from storage.query_records import GivenUp, Match, Matched, MatchedTag
+from storage.query_records import GivenUp, Match, Matched, MatchedTag, Unmatched
 from tests.fakes import START
 from tests.store import attempt
 
@@ -41,4 +41,12 @@ def settled(store: Store, outcome: Delivered | RetryAt | GivenUp, *, matched: bo
     if matched:
         assert store.queries.record_match(lease, UNMATCHED)
     assert store.queries.settle(lease, attempt(lease.attempt), outcome, now=START + 50)
+    return store.queries.get(lease.id)
+
+
+def unmatched(store: Store) -> Query:
+    """Return a query that ended because nothing matched."""
+    store.submit(on_unmatched="END")
+    lease = lease_one(store)
+    assert store.queries.settle(lease, None, Unmatched(matched=UNMATCHED), now=START + 50)
     return store.queries.get(lease.id)

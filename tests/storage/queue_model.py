@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from storage.query_records import Delivered, GivenUp, NotMade, RetryAt
+from storage.query_records import Delivered, GivenUp, NotMade, RetryAt, Unmatched
 
 if TYPE_CHECKING:
     from storage.query_records import DueQueue, Matched, QueryLease, Settlement, Turn
 
 #: Most attempts of one cycle: few, so that they are reached.
 CAP: Final = 3
-FINAL: Final = ("DELIVERED", "FAILED", "CANCELLED")
+FINAL: Final = ("DELIVERED", "FAILED", "CANCELLED", "UNMATCHED")
 
 
 @dataclass
@@ -25,6 +25,8 @@ class Expected:
     number: int
     destination: int
     due_at: int | None
+    key_id: str
+    ends_unmatched: bool
     state: str = "QUEUED"
     attempt: int = 0
     of_cycle: int = 0
@@ -46,10 +48,20 @@ class QueueModel:
     def __init__(self) -> None:
         self.queries: dict[str, Expected] = {}
 
-    def submitted(self, id_: str, *, destination: int, due_at: int) -> None:
+    def submitted(
+        self, id_: str, *, destination: int, due_at: int, key_id: str, ends_unmatched: bool
+    ) -> None:
         self.queries[id_] = Expected(
-            number=len(self.queries), destination=destination, due_at=due_at
+            number=len(self.queries),
+            destination=destination,
+            due_at=due_at,
+            key_id=key_id,
+            ends_unmatched=ends_unmatched,
         )
+
+    def visible(self, id_: str, key_id: str | None) -> bool:
+        """Tell whether a query exists for a key; None is for all keys."""
+        return key_id in (None, self.queries[id_].key_id)
 
     def waiting(self) -> set[tuple[int, bool, int]]:
         """Return destination, whether of retries, and earliest due time of all queues."""
@@ -76,11 +88,18 @@ class QueueModel:
         query.attempt += 1
         query.of_cycle += 1
         query.due_at, query.holder = None, lease
-        assert (query.destination, query.attempt, query.of_cycle, query.matched) == (
+        assert (
+            query.destination,
+            query.attempt,
+            query.of_cycle,
+            query.matched,
+            query.ends_unmatched,
+        ) == (
             lease.destination,
             lease.attempt,
             lease.attempt_of_cycle,
             lease.matched,
+            lease.ends_unmatched,
         )
 
     def settled(self, lease: QueryLease, outcome: Settlement) -> None:
@@ -96,6 +115,8 @@ class QueueModel:
             case NotMade():
                 query.due_at = outcome.due_at
                 query.of_cycle -= 1
+            case Unmatched():
+                query.state, query.matched = "UNMATCHED", outcome.matched
 
     def cancelled(self, id_: str) -> None:
         query = self.queries[id_]
@@ -103,6 +124,8 @@ class QueueModel:
 
     def redelivered(self, id_: str, *, now: int) -> None:
         query = self.queries[id_]
+        if query.state == "UNMATCHED":
+            query.matched = None
         query.state = "DELIVERING" if query.matched else "QUEUED"
         query.due_at, query.of_cycle = now, 0
 

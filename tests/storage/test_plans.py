@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from storage.images import TaggingFailed, TagLater, TagsFound
 from storage.query_records import Delivered, RetryAt
 from tests.fakes import START
@@ -100,10 +102,35 @@ def test_the_way_of_a_query_goes_by_indexes(store: Store) -> None:
         store.queries.page(before=5, size=1, state=None)
         store.queries.page(before=5, size=1, state="FAILED")
         store.queries.page(before=None, size=1, state="FAILED")
+        store.queries.page(before=5, size=1, state=None, key_id=query.key_id)
+        store.queries.page(before=5, size=1, state="FAILED", key_id=query.key_id)
+        store.queries.get(query.id, key_id=query.key_id)
+        store.queries.cancel(query.id, key_id=query.key_id, now=START)
         store.api_keys.signing_secrets(query.key_id, now=START)
 
     assert len(plans) > 20
     assert {} == scans(plans)
+
+
+@pytest.mark.parametrize("before", [None, 5])
+@pytest.mark.parametrize(
+    ("key", "state", "index"),
+    [
+        ("key_1", None, "query_key (key_id=?"),
+        ("key_1", "FAILED", "query_key_state (key_id=? AND state=?"),
+        (None, "FAILED", "query_state (state=?"),
+    ],
+)
+def test_a_page_of_queries_reads_only_its_own_rows_and_in_their_order(
+    store: Store, key: str | None, state: str | None, index: str, before: int | None
+) -> None:
+    """As fast for a key with few queries among millions as for the one that has the millions."""
+    with explained(store) as plans:
+        store.queries.page(before=before, size=1, state=state, key_id=key)
+
+    (step,) = next(iter(plans.values()))  # no second one, which would sort
+    assert step.startswith(f"SEARCH query USING INDEX {index}")
+    assert ("seq<?" in step) == (before is not None)
 
 
 def test_a_scan_is_seen_as_one(store: Store) -> None:

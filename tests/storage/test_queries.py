@@ -285,6 +285,37 @@ def test_pages_go_from_newest_to_oldest_and_can_be_of_one_state(store: Store) ->
     assert [] == listed("FAILED", 1)
 
 
+def test_a_key_reads_and_changes_its_own_queries_only(store: Store) -> None:
+    mine, another = (store.submit(key=name) for name in ("a", "b"))
+    assert mine == store.queries.get(mine.id, key_id=mine.key_id)
+
+    for query_id in (another.id, ID_THAT_IS_NONE):
+        for change in (
+            lambda id_: store.queries.get(id_, key_id=mine.key_id),
+            lambda id_: store.queries.cancel(id_, key_id=mine.key_id, now=START),
+            lambda id_: store.queries.redeliver(id_, key_id=mine.key_id, now=START),
+        ):
+            with pytest.raises(QueryNotFoundError, match="^there is no query with this id$"):
+                change(query_id)
+    assert another == store.queries.get(another.id)
+    assert "CANCELLED" == store.queries.cancel(mine.id, key_id=mine.key_id, now=START).state
+
+
+def test_pages_of_a_key_hold_its_queries_only(store: Store) -> None:
+    made = [store.submit(key="ab"[number % 2]) for number in range(6)]
+    store.queries.cancel(made[0].id, now=START)
+    store.queries.cancel(made[1].id, now=START)
+
+    def listed(state: str | None, before: int | None = None) -> list[int]:
+        found = store.queries.page(before=before, size=9, state=state, key_id=made[0].key_id)
+        return [query.seq for query in found]
+
+    assert [made[4].seq, made[2].seq, made[0].seq] == listed(None)
+    assert [made[2].seq, made[0].seq] == listed(None, before=made[4].seq)
+    assert [made[4].seq, made[2].seq] == listed("QUEUED")
+    assert [made[0].seq] == listed("CANCELLED", before=made[2].seq)
+
+
 def test_a_page_tells_the_attempts_of_each_query(store: Store) -> None:
     first = settled(store, Delivered())
     second = settled(store, GIVEN_UP)
@@ -321,6 +352,15 @@ def test_changes_of_a_query_wake_those_who_watch_it(store: Store) -> None:
         "state = 'CANCELLED', ended_at = 1",  # still due
         "state = 'FAILED', ended_at = 1, due_at = NULL",  # without a reason
         "failure_reason = 'TIMEOUT'",  # not failed
+        "on_unmatched = 'LATER'",
+        "state = 'UNMATCHED', ended_at = 1, due_at = NULL",  # not matched
+        # its caller asked for a callback
+        "state = 'UNMATCHED', ended_at = 1, due_at = NULL, matched_at = 1",
+        # an image matches
+        "state = 'UNMATCHED', ended_at = 1, due_at = NULL, matched_at = 1, on_unmatched = 'END',"
+        " match_image_id = 'img_1'",
+        # nothing matches, and its caller asked for an end
+        "state = 'DELIVERING', matched_at = 1, on_unmatched = 'END'",
         "ended_at = 1",
         "leased_at = 1",  # both due and leased
         "due_at = NULL",  # neither

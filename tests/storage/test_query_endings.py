@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from storage.errors import StateConflictError
-from storage.query_records import Delivered, RetryAt
+from storage.query_records import Delivered, RetryAt, Unmatched
 from tests.fakes import START
-from tests.storage.querying import GIVEN_UP, MATCHED, UNMATCHED, lease_one, settled
+from tests.storage.querying import (
+    GIVEN_UP,
+    MATCHED,
+    UNMATCHED,
+    lease_one,
+    settled,
+    unmatched,
+)
 from tests.store import attempt
 
 if TYPE_CHECKING:
@@ -19,11 +26,14 @@ if TYPE_CHECKING:
     from tests.store import Store
 
 
-@pytest.mark.parametrize("outcome", [Delivered(), RetryAt(due_at=START + 1), GIVEN_UP])
+@pytest.mark.parametrize(
+    "outcome",
+    [Delivered(), RetryAt(due_at=START + 1), GIVEN_UP, Unmatched(matched=UNMATCHED)],
+)
 def test_who_works_on_a_query_that_is_cancelled_changes_nothing(
-    store: Store, outcome: Delivered | RetryAt | GivenUp
+    store: Store, outcome: Delivered | RetryAt | GivenUp | Unmatched
 ) -> None:
-    query = store.submit()
+    query = store.submit(on_unmatched="END")
     lease = lease_one(store)
     cancelled = store.queries.cancel(query.id, now=START + 1)
 
@@ -59,6 +69,61 @@ def test_a_query_that_ended_cannot_be_cancelled(
 
     assert state == refused.value.state
     assert query == store.queries.get(query.id)
+
+
+def test_a_query_that_matches_nothing_can_end_without_an_attempt(store: Store) -> None:
+    query = unmatched(store)
+
+    assert ("UNMATCHED", START + 50, UNMATCHED, None, ()) == (
+        query.state,
+        query.ended_at,
+        query.matched,
+        query.due_at,
+        query.attempts,
+    )
+    assert query.failure_reason is None
+    assert [] == store.queries.waiting()
+
+
+def test_a_query_that_ended_unmatched_cannot_be_cancelled(store: Store) -> None:
+    query = unmatched(store)
+    with pytest.raises(StateConflictError) as refused:
+        store.queries.cancel(query.id, now=START)
+
+    assert "UNMATCHED" == refused.value.state
+    assert query == store.queries.get(query.id)
+
+
+def test_redelivering_a_query_that_ended_unmatched_matches_it_again(store: Store) -> None:
+    ended = unmatched(store)
+    again = store.queries.redeliver(ended.id, now=START + 100)
+    lease = lease_one(store, now=START + 100)
+
+    assert ("QUEUED", START + 100, None, None) == (
+        again.state,
+        again.due_at,
+        again.ended_at,
+        again.matched,
+    )
+    assert (None, 1, True) == (lease.matched, lease.attempt_of_cycle, lease.ends_unmatched)
+    assert store.queries.record_match(lease, MATCHED)
+    assert store.queries.settle(lease, attempt(lease.attempt), Delivered(), now=START + 101)
+    assert "DELIVERED" == store.queries.get(ended.id).state
+
+
+def test_a_match_whose_image_is_gone_can_end_unmatched_with_its_attempts_on_record(
+    store: Store,
+) -> None:
+    query = store.submit(on_unmatched="END")
+    lease = lease_one(store)
+    store.queries.record_match(lease, MATCHED)
+    failed = attempt(1, failure="TIMEOUT")
+    store.queries.settle(lease, failed, RetryAt(due_at=START + 1), now=START)
+    lease = lease_one(store, now=START + 1)
+    store.queries.settle(lease, None, Unmatched(matched=UNMATCHED), now=START + 2)
+    ended = store.queries.get(query.id)
+
+    assert ("UNMATCHED", UNMATCHED, (failed,)) == (ended.state, ended.matched, ended.attempts)
 
 
 def test_a_query_under_way_cannot_be_redelivered(store: Store) -> None:

@@ -25,8 +25,18 @@ from hypothesis.stateful import (
 
 from storage.breakers import Breaker
 from storage.database import Database
-from storage.errors import StateConflictError
-from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt, Turn
+from storage.errors import QueryNotFoundError, StateConflictError
+from storage.query_records import (
+    Attempt,
+    Delivered,
+    GivenUp,
+    Match,
+    Matched,
+    NotMade,
+    RetryAt,
+    Turn,
+    Unmatched,
+)
 from tests.fakes import START, FakeClock
 from tests.storage.queue_model import CAP, FINAL, QueueModel, queues
 from tests.store import Store
@@ -38,6 +48,9 @@ if TYPE_CHECKING:
 
 #: Name -> the number that storage gives it.
 DESTINATIONS: Final = {"http://a.test:80": 1, "http://b.test:80": 2}
+
+KEYS: Final = ("a", "b")
+IMAGE: Final = Match(image_id="img_1", score=1, tags=())
 
 milliseconds = st.integers(0, 5)
 names = st.sampled_from(sorted(DESTINATIONS))
@@ -67,7 +80,8 @@ class Queue(RuleBasedStateMachine):
         self.breakers: dict[int, Breaker] = {}
         self.database = Database.own(self.root / "0")
         self.store = Store(self.database)
-        self.store.key()
+        #: Whose queries a call may see: of one key, or of all.
+        self.views = [None, *(self.store.key(name) for name in KEYS)]
 
     def teardown(self) -> None:
         self.database.close()
@@ -75,14 +89,35 @@ class Queue(RuleBasedStateMachine):
 
     @initialize(target=queries)
     def begin(self) -> Any:
-        return multiple(*(self.submit(name, wait=0) for name in DESTINATIONS))
+        return multiple(
+            *(
+                self.submit(name, wait=0, key=key, on_unmatched=on_unmatched)
+                for name, key, on_unmatched in zip(
+                    DESTINATIONS, KEYS, ("DELIVER", "END"), strict=True
+                )
+            )
+        )
 
-    @rule(target=queries, name=names, wait=milliseconds)
-    def submit(self, name: str, wait: int) -> str:
+    @rule(
+        target=queries,
+        name=names,
+        wait=milliseconds,
+        key=st.sampled_from(KEYS),
+        on_unmatched=st.sampled_from(["DELIVER", "END"]),
+    )
+    def submit(self, name: str, wait: int, key: str, on_unmatched: str) -> str:
         # Submitted by a host whose clock is ahead: not due yet.
         due_at = self.clock() + wait
-        query = self.store.submit("text", destination=name, now=due_at)
-        self.model.submitted(query.id, destination=DESTINATIONS[name], due_at=due_at)
+        query = self.store.submit(
+            "text", destination=name, now=due_at, key=key, on_unmatched=on_unmatched
+        )
+        self.model.submitted(
+            query.id,
+            destination=DESTINATIONS[name],
+            due_at=due_at,
+            key_id=self.store.key(key),
+            ends_unmatched=on_unmatched == "END",
+        )
         return query.id
 
     @rule(passes=st.integers(1, 20))
@@ -104,15 +139,23 @@ class Queue(RuleBasedStateMachine):
             self.model.leased(lease)
         return multiple(*leased)
 
-    @rule(lease=leases, word=st.sampled_from(["dog", "cat"]))
-    def record_match(self, lease: QueryLease, word: str) -> None:
+    @rule(lease=leases, word=st.sampled_from(["dog", "cat"]), match=st.sampled_from([None, IMAGE]))
+    def match(self, lease: QueryLease, word: str, match: Match | None) -> None:
+        """Record what matches, for the first time or because the image was deleted."""
         query = self.model.queries[lease.id]
-        matched = Matched(lemmas=(word,), match=None, at=self.clock())
-        held = self.store.queries.record_match(lease, matched)
+        matched = Matched(lemmas=(word,), match=match, at=self.clock())
+        is_held = query.holder == lease
+        if match is None and lease.ends_unmatched:
+            outcome = Unmatched(matched=matched)
+            held = self.store.queries.settle(lease, None, outcome, now=self.clock())
+            if held:
+                self.model.settled(lease, outcome)
+        else:
+            held = self.store.queries.record_match(lease, matched)
+            if held:
+                query.state, query.matched = "DELIVERING", matched
 
-        assert held == (query.holder == lease)
-        if held:
-            query.state, query.matched = "DELIVERING", matched
+        assert held == is_held
 
     @rule(
         lease=leases,
@@ -144,21 +187,33 @@ class Queue(RuleBasedStateMachine):
         if held:
             self.model.settled(lease, outcome)
 
-    @rule(id_=queries)
-    def cancel(self, id_: str) -> None:
+    @rule(id_=queries, view=st.integers(0, len(KEYS)))
+    def cancel(self, id_: str, view: int) -> None:
         state = self.model.queries[id_].state
-        refused = _state_that_forbids(lambda: self.store.queries.cancel(id_, now=self.clock()))
+        key_id = self.views[view]
+        refused = _what_forbids(
+            lambda: self.store.queries.cancel(id_, key_id=key_id, now=self.clock())
+        )
 
-        assert refused == (state if state in ("DELIVERED", "FAILED") else None)
+        if not self.model.visible(id_, key_id):
+            assert "not found" == refused
+        else:
+            assert refused == (state if state in ("DELIVERED", "FAILED", "UNMATCHED") else None)
         if refused is None:
             self.model.cancelled(id_)
 
-    @rule(id_=queries)
-    def redeliver(self, id_: str) -> None:
+    @rule(id_=queries, view=st.integers(0, len(KEYS)))
+    def redeliver(self, id_: str, view: int = 0) -> None:
         state = self.model.queries[id_].state
-        refused = _state_that_forbids(lambda: self.store.queries.redeliver(id_, now=self.clock()))
+        key_id = self.views[view]
+        refused = _what_forbids(
+            lambda: self.store.queries.redeliver(id_, key_id=key_id, now=self.clock())
+        )
 
-        assert refused == (None if state in FINAL else state)
+        if not self.model.visible(id_, key_id):
+            assert "not found" == refused
+        else:
+            assert refused == (None if state in FINAL else state)
         if refused is None:
             self.model.redelivered(id_, now=self.clock())
 
@@ -242,6 +297,19 @@ class Queue(RuleBasedStateMachine):
         } == found
 
     @invariant()
+    def each_key_has_its_own_queries(self) -> None:
+        for key_id in self.views:
+            for state in (None, "UNMATCHED", "QUEUED"):
+                found = self.store.queries.page(
+                    before=None, size=1000, state=state, key_id=key_id
+                )
+                assert [
+                    id_
+                    for id_, query in reversed(self.model.queries.items())
+                    if self.model.visible(id_, key_id) and state in (None, query.state)
+                ] == [query.id for query in found]
+
+    @invariant()
     def every_queue_has_its_head(self) -> None:
         assert self.model.waiting() == queues(self.store.queries.waiting())
 
@@ -274,12 +342,14 @@ class Queue(RuleBasedStateMachine):
         }
 
 
-def _state_that_forbids(change: Callable[[], Query]) -> str | None:
-    """Make a change; return the state over which it was refused, if it was."""
+def _what_forbids(change: Callable[[], Query]) -> str | None:
+    """Make a change; return the state over which it was rejected, or "not found", if it was."""
     try:
         change()
     except StateConflictError as refused:
         return refused.state
+    except QueryNotFoundError:
+        return "not found"
     return None
 
 
