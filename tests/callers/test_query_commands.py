@@ -72,6 +72,30 @@ def test_query_watch_fails_when_the_query_does(tmp_path: Path) -> None:
     assert [410] == [attempt["http_status"] for attempt in last["attempts"]]
 
 
+def test_a_query_that_matches_nothing_can_end_without_a_callback(
+    calling_service: Service, receiver: Receiver
+) -> None:
+    seen = len(receiver.requests)
+    arguments = ("query", "Quarterly revenue", "--callback", receiver.url, "--watch")
+    result = run(calling_service, *arguments, "--on-unmatched", "end")
+    query_id = result.stdout.split()[0]
+    listed = run(calling_service, "queries", "list", "--state", "UNMATCHED", "--json")
+    shown = run(calling_service, "queries", "show", query_id).stdout
+    again = run(calling_service, "queries", "redeliver", "--state", "unmatched", "--dry-run")
+
+    assert 1 == result.exit_code  # nothing was delivered
+    assert f"{query_id}  UNMATCHED  nothing matches" == result.stdout.splitlines()[-1]
+    assert query_id in {document["id"] for document in documents(listed)}
+    assert "match     nothing matches\n" in shown
+    assert f"{query_id}  UNMATCHED" in again.stdout.splitlines()
+    assert seen == len(receiver.requests)
+
+    default = run(calling_service, *arguments)
+    assert 0 == default.exit_code
+    assert default.stdout.splitlines()[-1].endswith("DELIVERED  attempt 1: 200")
+    assert run(calling_service, *arguments, PICBACK_QUERY_ON_UNMATCHED="end").exit_code == 1
+
+
 def test_the_same_request_id_is_one_query(calling_service: Service, receiver: Receiver) -> None:
     arguments = ["query", "herons", "--callback", receiver.url, "--request-id", "only-one"]
     first, second = (run(calling_service, *arguments) for _ in range(2))

@@ -70,6 +70,94 @@ def test_a_query_that_nothing_matches_is_called_back_too(bench: Bench) -> None:
     assert (("a", "dog"), None) == (matched.lemmas, matched.match)
 
 
+def test_a_query_that_nothing_matches_ends_without_a_callback_if_its_caller_asked_for_that(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.store.add_image(tags={"cat": 1})
+    query = bench.store.submit("a dog", on_unmatched="END")
+    caplog.set_level("INFO")
+    with bench.store.queries.changes.watch(query.id) as changed:
+        bench.work()
+
+        assert changed.is_set()
+    ended = bench.query(query.id)
+    assert [] == bench.deliverer.sent
+    assert ("UNMATCHED", START, (), None) == (
+        ended.state,
+        ended.ended_at,
+        ended.attempts,
+        ended.failure_reason,
+    )
+    assert ended.matched is not None
+    assert (("a", "dog"), None) == (ended.matched.lemmas, ended.matched.match)
+    assert [("delivery.attempted", query.id, "Unmatched", 0)] == [
+        (record.getMessage(), *(vars(record)[fact] for fact in ("query", "outcome", "status")))
+        for record in caplog.records
+    ]
+    assert [] == bench.work()
+
+
+def test_a_query_that_something_matches_is_delivered_whatever_its_caller_wants_otherwise(
+    bench: Bench,
+) -> None:
+    bench.store.add_image(b"picture", tags={"dog": 1})
+    query = bench.store.submit("a dog", on_unmatched="END")
+    bench.work()
+
+    assert "query.matched" == json.loads(bench.bodies[0])["type"]
+    assert "DELIVERED" == bench.query(query.id).state
+
+
+@pytest.mark.parametrize(
+    ("on_unmatched", "state", "bodies"), [("DELIVER", "DELIVERED", 2), ("END", "UNMATCHED", 1)]
+)
+def test_a_query_whose_image_is_deleted_before_a_retry_is_matched_again(
+    bench: Bench, on_unmatched: str, state: str, bodies: int
+) -> None:
+    image = bench.store.add_image(tags={"dog": 1})
+    query = bench.store.submit("dog", on_unmatched=on_unmatched)
+    bench.deliverer.outcomes = [BROKEN]
+    bench.work()
+    bench.store.images.delete(image.id)
+    bench.clock.advance(5)
+    bench.work()
+    ended = bench.query(query.id)
+
+    assert (state, bodies) == (ended.state, len(bench.bodies))
+    assert list(range(1, bodies + 1)) == [made.number for made in ended.attempts]
+    assert ended.matched is not None
+    assert ended.matched.match is None
+
+
+def test_an_unmatched_query_that_is_redelivered_is_matched_again(bench: Bench) -> None:
+    query = bench.store.submit("dog", on_unmatched="END", give_up_after=1_000)
+    bench.work()
+    bench.clock.advance(60)
+    bench.store.queries.redeliver(query.id, now=bench.clock())
+    bench.work()
+    unmatched = bench.query(query.id)
+    bench.store.add_image(tags={"dog": 1})
+    bench.store.queries.redeliver(query.id, now=bench.clock())
+    bench.work()
+
+    # Its give_up_after began again with the redelivery.
+    assert ("UNMATCHED", START + 60_000) == (unmatched.state, unmatched.ended_at)
+    assert "DELIVERED" == bench.query(query.id).state
+
+
+def test_a_query_that_is_too_late_is_given_up_and_not_matched(bench: Bench) -> None:
+    query = bench.store.submit("dog", on_unmatched="END", give_up_after=1_000)
+    bench.clock.advance(1)
+    bench.work()
+    ended = bench.query(query.id)
+
+    assert ("FAILED", "DEADLINE_PASSED", None) == (
+        ended.state,
+        ended.failure_reason,
+        ended.matched,
+    )
+
+
 @pytest.mark.parametrize(("size_bytes", "is_apart"), [(499_999, False), (500_000, True)])
 def test_a_large_image_becomes_a_body_on_a_thread_apart_and_is_signed_like_a_small_one(
     bench: Bench,

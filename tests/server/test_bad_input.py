@@ -201,6 +201,8 @@ BAD_FIELDS = {
     "no query to redeliver": (("RedeliverQuery", {}), ["query_id"]),
     "negative page_size of queries": (("ListQueries", {"page_size": -(2**31)}), ["page_size"]),
     "unknown state": (("ListQueries", {"state": 99}), ["state"]),
+    "unknown on_unmatched": (_submit(on_unmatched=99), ["on_unmatched"]),
+    "negative on_unmatched": (_submit(on_unmatched=-1), ["on_unmatched"]),
     "negative state": (("ListQueries", {"state": -1}), ["state"]),
     "all of a list": (("ListQueries", {"state": 99, "page_size": -1}), ["page_size", "state"]),
 }
@@ -353,6 +355,7 @@ def test_bad_page_tokens_are_refused(stocked: Stocked, name: str) -> None:
         _submit(text="a cat", request_id="query-0"),
         _submit(callback_url=f"{URL}/2", request_id="query-0"),
         _submit(request_id="query-0", give_up_after=duration_pb2.Duration(seconds=60)),
+        _submit(request_id="query-0", on_unmatched=query_pb2.ON_UNMATCHED_END),
         # Of another method.
         _upload(request_id="query-0"),
         _submit(request_id="image-0"),

@@ -13,6 +13,7 @@ from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server import logs, reflection
 from server.interceptors import SCOPES
+from storage.api_keys import QUERIES_ALL
 from storage.api_keys import SCOPES as ALL_SCOPES
 from storage.errors import StorageBusyError, StorageError, StorageFullError
 from tests.server.refusals import refused
@@ -57,7 +58,7 @@ def test_scopes_are_those_of_the_contract() -> None:
     expected = {f"/{SERVICE}/{name}": scope for scope, names in CONTRACT.items() for name in names}
 
     assert expected == SCOPES
-    assert CONTRACT.keys() == set(ALL_SCOPES)
+    assert {*CONTRACT, QUERIES_ALL} == set(ALL_SCOPES)
 
 
 def test_the_server_answers_the_thirteen_rpcs_health_and_reflection_only(service: Service) -> None:

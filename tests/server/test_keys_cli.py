@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from picback.v1 import image_service_pb2 as pb
 from server.cli import main
-from storage.api_keys import SCOPES
+from storage.api_keys import DEFAULT_SCOPES
 from storage.database import Database
 from tests.receiver import Receiver
 from tests.server.refusals import refused
@@ -106,14 +106,18 @@ def test_a_key_can_do_what_its_scopes_say(tmp_path: Path) -> None:
     with serving(folder) as app, stub_of(app.address) as stub:
         by_option = _json(folder, "create", "a", "--scope", "images.write")
         by_variable = _json(folder, "create", "b", PICBACK_SCOPE="images.write queries.read")
-        everything = _json(folder, "create", "c")
+        default = _json(folder, "create", "c")
+        _json(folder, "create", "d", "--scope", "queries.read", "--scope", "queries.all")
 
-        allowed = [_can(stub, each["key"]) for each in (by_option, by_variable, everything)]
+        allowed = [_can(stub, each["key"]) for each in (by_option, by_variable, default)]
 
     assert [False, False, True] == allowed
-    assert [["images.write"], ["images.write", "queries.read"], list(SCOPES)] == [
-        key["scopes"] for key in _listed(folder)
-    ]
+    assert [
+        ["images.write"],
+        ["images.write", "queries.read"],
+        list(DEFAULT_SCOPES),
+        ["queries.read", "queries.all"],
+    ] == [key["scopes"] for key in _listed(folder)]
 
 
 def test_keys_are_made_and_ended_without_a_server(folder: Path) -> None:

@@ -11,7 +11,9 @@ from server.paging import Paging
 
 PAGING = Paging(bytes(32))
 POSITIONS = st.integers(0, 2**63 - 1)
-LISTINGS = st.sampled_from(["images", "queries:key_1:", "queries:key_1:FAILED", "queries:key_2:FAILED"])
+LISTINGS = st.sampled_from(
+    ["images", "queries:key_1:", "queries:key_1:FAILED", "queries:key_2:FAILED"]
+)
 
 
 @given(position=POSITIONS, listing=LISTINGS)

@@ -63,7 +63,7 @@ class Stage:
         self.stopping = False
         self.deliverer = FakeDeliverer()
         api_keys = ApiKeys(database)
-        key = api_keys.create(
+        key = self.key = api_keys.create(
             "test", scopes=SCOPES, signing_secret=new_secret(), expires_at=None, now=START
         )
         self.images, self.queries = Images(database), Queries(database)
@@ -334,7 +334,7 @@ class _Leaving:
 def test_a_watch_notices_a_caller_who_leaves_while_it_looks(stage: Stage) -> None:
     query = stage.call("SubmitQuery", text="a dog", callback_url=URL).query
     request = image_service_pb2.WatchQueryRequest(query_id=query.id)
-    token = CALLER.set(Caller(key_id="key", request_id="req"))
+    token = CALLER.set(Caller(key_id=stage.key.id, request_id="req"))
 
     answers = list(
         stage.servicer.WatchQuery(request, cast("Any", _Leaving()))
@@ -361,7 +361,9 @@ def test_a_watch_notices_a_caller_who_leaves_while_it_looks(stage: Stage) -> Non
 def test_handlers_raise_and_leave_status_codes_to_the_interceptor(
     stage: Stage, method: str, request_: Any, reason: str
 ) -> None:
+    token = CALLER.set(Caller(key_id=stage.key.id, request_id="req"))
     with pytest.raises((RequestError, ImageNotFoundError, QueryNotFoundError)) as caught:
         getattr(stage.servicer, method)(request_, _Leaving())
+    CALLER.reset(token)
 
     assert reason == as_request_error(caught.value, request_id="r").reason

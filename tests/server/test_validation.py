@@ -94,7 +94,7 @@ def test_a_limit_of_0_is_10(given_: int, used: int) -> None:
 def test_states_are_those_of_the_contract() -> None:
     names = {Validation().state("state", value) for value in query_pb2.QueryState.values() if value}
 
-    assert {"QUEUED", "DELIVERING", "DELIVERED", "FAILED", "CANCELLED"} == names
+    assert {"QUEUED", "DELIVERING", "DELIVERED", "FAILED", "CANCELLED", "UNMATCHED"} == names
     assert Validation().state("state", query_pb2.QUERY_STATE_UNSPECIFIED) is None
 
 

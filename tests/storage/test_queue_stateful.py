@@ -300,9 +300,7 @@ class Queue(RuleBasedStateMachine):
     def each_key_has_its_own_queries(self) -> None:
         for key_id in self.views:
             for state in (None, "UNMATCHED", "QUEUED"):
-                found = self.store.queries.page(
-                    before=None, size=1000, state=state, key_id=key_id
-                )
+                found = self.store.queries.page(before=None, size=1000, state=state, key_id=key_id)
                 assert [
                     id_
                     for id_, query in reversed(self.model.queries.items())
