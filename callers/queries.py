@@ -114,8 +114,8 @@ def query(
     callback_url: str,
     give_up_after: int | None,
     request_id: str | None,
-    on_unmatched: str,
     *,
+    on_unmatched: str,
     watch: bool,
 ) -> None:
     """Submit TEXT; the picture that fits best is sent to the callback."""

@@ -93,7 +93,7 @@ def _attempt(record: Attempt, *, with_excerpt: bool) -> query_pb2.DeliveryAttemp
 def _masked(url: str) -> str:
     """Return *url* with *** for the parts in which credentials travel."""
     parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
+    _, at, host = parts.netloc.rpartition("@")
     return parts._replace(
         netloc=f"***@{host}" if at else host,
         query="***" if parts.query else "",

@@ -429,11 +429,11 @@ def _changes_of(outcome: Settlement, now: int) -> tuple[str, tuple[object, ...]]
             # Numbers of attempts prove leases and are never used twice, so the count begins later.
             return "due_at = ?, cycle_start = cycle_start + 1", (outcome.due_at,)
         case Unmatched():
+            matched = outcome.matched
             return (
-                "state = 'UNMATCHED', ended_at = ?, lemmas = ?, match_image_id = NULL,"
-                " match_score = NULL, match_tags = NULL, matched_at = ?",
-                (now, _json(outcome.matched.lemmas), outcome.matched.at),
-            )
+                "state = 'UNMATCHED', ended_at = ?, lemmas = ?, matched_at = ?,"
+                " match_image_id = NULL, match_score = NULL, match_tags = NULL"
+            ), (now, _json(matched.lemmas), matched.at)
 
 
 def _insert_attempt(connection: Connection, seq: int, attempt: Attempt) -> None:

@@ -431,7 +431,7 @@ def test_a_query_that_matches_nothing_ends_without_a_callback_if_its_caller_asks
 
     assert (state, ["quarterly", "revenue"]) == (last.state, list(last.lemmas))
     assert last.HasField("end_time")
-    assert not (last.HasField("match") or last.HasField("failure") or last.attempts)
+    assert not any([last.HasField("match"), last.HasField("failure"), last.attempts])
     assert last in listed
     assert ("STATE_CONFLICT", {"state": "UNMATCHED"}) == (refusal.reason, refusal.metadata)
     assert seen == len(receiver.requests)

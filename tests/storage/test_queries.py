@@ -12,6 +12,8 @@ from tests.storage.querying import GIVEN_UP, MATCHED, UNMATCHED, lease_one, sett
 from tests.store import CALLBACK_URL, attempt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from storage.query_records import Matched, Query
     from storage.requests import Request
     from tests.store import Store
@@ -289,14 +291,14 @@ def test_a_key_reads_and_changes_its_own_queries_only(store: Store) -> None:
     mine, another = (store.submit(key=name) for name in ("a", "b"))
     assert mine == store.queries.get(mine.id, key_id=mine.key_id)
 
-    for query_id in (another.id, ID_THAT_IS_NONE):
-        for change in (
-            lambda id_: store.queries.get(id_, key_id=mine.key_id),
-            lambda id_: store.queries.cancel(id_, key_id=mine.key_id, now=START),
-            lambda id_: store.queries.redeliver(id_, key_id=mine.key_id, now=START),
-        ):
-            with pytest.raises(QueryNotFoundError, match="^there is no query with this id$"):
-                change(query_id)
+    calls: list[Callable[[str], Query]] = [
+        lambda id_: store.queries.get(id_, key_id=mine.key_id),
+        lambda id_: store.queries.cancel(id_, key_id=mine.key_id, now=START),
+        lambda id_: store.queries.redeliver(id_, key_id=mine.key_id, now=START),
+    ]
+    for query_id, call in itertools.product((another.id, ID_THAT_IS_NONE), calls):
+        with pytest.raises(QueryNotFoundError, match=r"^there is no query with this id$"):
+            call(query_id)
     assert another == store.queries.get(another.id)
     assert "CANCELLED" == store.queries.cancel(mine.id, key_id=mine.key_id, now=START).state
 
@@ -357,8 +359,10 @@ def test_changes_of_a_query_wake_those_who_watch_it(store: Store) -> None:
         # its caller asked for a callback
         "state = 'UNMATCHED', ended_at = 1, due_at = NULL, matched_at = 1",
         # an image matches
-        "state = 'UNMATCHED', ended_at = 1, due_at = NULL, matched_at = 1, on_unmatched = 'END',"
-        " match_image_id = 'img_1'",
+        (
+            "state = 'UNMATCHED', ended_at = 1, due_at = NULL, matched_at = 1,"
+            " on_unmatched = 'END', match_image_id = 'img_1'"
+        ),
         # nothing matches, and its caller asked for an end
         "state = 'DELIVERING', matched_at = 1, on_unmatched = 'END'",
         "ended_at = 1",
