@@ -452,6 +452,17 @@ def test_on_unmatched_is_part_of_what_a_request_id_names(caller: Caller) -> None
     assert "REQUEST_ID_REUSED" == caller.refused("SubmitQuery", **fields)
 
 
+def test_a_request_of_before_on_unmatched_is_still_the_same_request(caller: Caller) -> None:
+    """A caller may repeat over an upgrade what it sent before: its fingerprint has not changed."""
+    caller.submit("a dog", NOBODY, request_id="of-schema-5")
+    (stored,) = caller.service.app._database.read(
+        "SELECT fingerprint FROM request WHERE request_id = 'of-schema-5'"
+    )
+
+    parts = ("SubmitQuery", "a dog", NOBODY, None)
+    assert (hashlib.sha256(repr(parts).encode()).digest(),) == stored
+
+
 def test_queries_are_listed_newest_first_and_by_state(tmp_path: Path) -> None:
     with running(tmp_path / "data", allow_callback=("127.0.0.1:1",)) as service:
         caller = Caller(service)
