@@ -55,13 +55,15 @@ class Shortage:
 
     def end(self) -> None:
         """Note a callback that got through."""
-        if self._since is None:  # nearly always, so without the lock
+        since = self._since
+        if since is None:  # nearly always, so without the lock
             return
         with self._lock:
-            if self._since is None:
-                return
-            lasted, held_up = self._monotonic() - self._since, self._held_up
-            self._since = None
+            since, self._since = self._since, None
+            held_up = self._held_up
+        if since is None:  # another thread was faster
+            return
+        lasted = self._monotonic() - since
         logger.info(
             "delivery.resources_found", extra={"held_up": held_up, "seconds": round(lasted)}
         )

@@ -18,11 +18,11 @@ from pysqlite3 import dbapi2 as sqlite3
 from storage import schema
 from storage.errors import (
     FolderInUseError,
-    StorageBusyError,
     UnusableDatabaseError,
     translated,
 )
 from storage.group_commit import GroupCommit
+from storage.readers import Readers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,8 @@ T = TypeVar("T")
 _OLDEST_SQLITE: Final = (3, 51, 3)
 #: How long another process (the command line, a backup) may hold the write lock, in seconds.
 _BUSY_TIMEOUT: Final = 5.0
+#: Most connections that read at the same time, unless told otherwise.
+MAX_READERS: Final = 64
 
 
 class Database:
@@ -49,21 +51,22 @@ class Database:
     they write in short transactions of their own.
     """
 
-    def __init__(self, folder: Path, *, _lock: int | None) -> None:
+    def __init__(self, folder: Path, *, _lock: int | None, _max_readers: int = 1) -> None:
         self.folder = folder
         self._file = folder / "picback.db"
         self._lock = _lock
-        self._local = threading.local()
-        self._readers: list[Connection] = []
-        self._closed = False
-        #: Held to put a reader where `close` looks, and by `close`.
-        self._gate = threading.Lock()
+        self._readers = Readers(self._connect_reader, most=_max_readers)
         self._closing = threading.Lock()
         self._writer: GroupCommit | None = None
 
     @classmethod
-    def own(cls, folder: Path) -> Database:
+    def own(cls, folder: Path, *, max_readers: int = MAX_READERS) -> Database:
         """Open the database in *folder* as its only server, creating or migrating it.
+
+        Args:
+            folder: The data folder.
+            max_readers: Most connections that read, each of `readers.DESCRIPTORS_EACH`. One is
+                opened here, so that reading never fails for want of descriptors.
 
         Raises:
             FolderInUseError: Another server has it. Trying again helps when that one stops.
@@ -77,7 +80,7 @@ class Database:
         with translated():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = _open_lock(folder)
-        database = cls(folder, _lock=lock)
+        database = cls(folder, _lock=lock, _max_readers=max_readers)
         try:
             with translated():
                 _take(lock, folder)
@@ -85,6 +88,7 @@ class Database:
                 try:
                     database._file.chmod(0o600)  # it holds secrets, whatever the umask is
                     _migrate(connection)
+                    database._readers.give_back(database._readers.take())
                 except BaseException:
                     connection.close()
                     raise
@@ -107,7 +111,9 @@ class Database:
             raise UnusableDatabaseError(msg)
         try:
             with translated():
-                _check(database._reader(), folder, oldest=schema.version())
+                reader = database._readers.take()
+                database._readers.give_back(reader)
+                _check(reader, folder, oldest=schema.version())
         except BaseException:
             database.close()
             raise
@@ -136,7 +142,11 @@ class Database:
         log and let it grow without limit.
         """
         with translated():
-            return list(self._reader().execute(sql, parameters).fetchall())
+            reader = self._readers.take()
+            try:
+                return list(reader.execute(sql, parameters).fetchall())
+            finally:
+                self._readers.give_back(reader)
 
     def write(self, operation: Callable[[Connection], T], *, size_bytes: int = 0) -> T:
         """Run *operation* in a transaction; return its result when that is on disk.
@@ -179,12 +189,7 @@ class Database:
         with self._closing:
             if self._writer is not None:
                 self._writer.finish()
-            with self._gate:
-                self._closed = True
-                # Before the writer's, so that the one closed last tidies the log away.
-                for reader in self._readers:
-                    reader.close()
-                self._readers.clear()
+            self._readers.close()  # before the writer: the one closed last tidies the log away
             if self._writer is not None:
                 self._writer.close()
             if self._lock is not None:
@@ -225,32 +230,26 @@ class Database:
                 raise
             return connection
 
-    def _reader(self) -> Connection:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            self._refuse_if_closed()
-            connection = sqlite3.connect(
-                f"{self._file.absolute().as_uri()}?mode=ro",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,  # close() closes them all
-                timeout=_BUSY_TIMEOUT,
-            )
-            with self._gate:
-                self._readers.append(connection)
-            for pragma in (
-                "query_only=ON",
-                # A hundred threads read, and what a file holds is in the system's cache anyway.
-                "cache_size=-512",
+    def _connect_reader(self) -> Connection:
+        connection = sqlite3.connect(
+            f"{self._file.absolute().as_uri()}?mode=ro",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,  # one thread after another
+            timeout=_BUSY_TIMEOUT,
+        )
+        try:
+            for sql in (
+                "PRAGMA query_only=ON",
+                # Many of them read, and what a file holds is in the system's cache anyway.
+                "PRAGMA cache_size=-512",
+                "SELECT count(*) FROM sqlite_schema",  # opens the write-ahead log, too
             ):
-                connection.execute(f"PRAGMA {pragma}").fetchall()
-            self._local.connection = connection
+                connection.execute(sql).fetchall()
+        except BaseException:
+            connection.close()
+            raise
         return connection
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            msg = "the database is closed"
-            raise StorageBusyError(msg)
 
 
 def _open_lock(folder: Path) -> int:

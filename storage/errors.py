@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pysqlite3 import dbapi2 as sqlite3
 
@@ -63,6 +63,17 @@ class KeyNameTakenError(Exception):
     """An API key of this name exists; names are unique among keys that are not revoked."""
 
 
+#: Another process holds a lock; or this machine lacks descriptors or memory.
+_PASSING: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn SQLite's errors, by code and never by message, and the file system's into ours."""
@@ -72,7 +83,7 @@ def translated() -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
         if code == sqlite3.SQLITE_FULL:
             raise StorageFullError(str(error)) from error
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if code in _PASSING:
             raise StorageBusyError(str(error)) from error
         if code == sqlite3.SQLITE_NOTADB:
             raise UnusableDatabaseError(str(error)) from error
