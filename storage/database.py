@@ -12,10 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import sqlite_utils
-from pysqlite3 import dbapi2 as sqlite3
-
-from storage import schema
+from storage import driver, schema, sqlite_toolkit
 from storage.errors import (
     FolderInUseError,
     UnusableDatabaseError,
@@ -29,8 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeAlias
 
-#: pysqlite3 ships no types; the name says at least what is meant.
-Connection: TypeAlias = Any
+Connection: TypeAlias = driver.Connection
 
 T = TypeVar("T")
 
@@ -74,8 +70,8 @@ class Database:
                 Python's SQLite is too old to be trusted with it.
             StorageError: The folder cannot be written.
         """
-        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-            msg = f"SQLite {sqlite3.sqlite_version} can corrupt databases; install pysqlite3"
+        if driver.sqlite_version_info < _OLDEST_SQLITE:
+            msg = f"SQLite {driver.sqlite_version} can corrupt databases; install a newer apsw"
             raise UnusableDatabaseError(msg)
         with translated():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -189,12 +185,15 @@ class Database:
         with self._closing:
             if self._writer is not None:
                 self._writer.finish()
-            self._readers.close()  # before the writer: the one closed last tidies the log away
-            if self._writer is not None:
-                self._writer.close()
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            try:
+                # Before the writer's: the connection closed last tidies the log away.
+                self._readers.close()
+                if self._writer is not None:
+                    self._writer.close()
+            finally:
+                if self._lock is not None:
+                    os.close(self._lock)
+                    self._lock = None
 
     def _write_directly(self, operation: Callable[[Connection], T]) -> T:
         connection = self._connect_writer()
@@ -207,9 +206,7 @@ class Database:
 
     def _connect_writer(self) -> Connection:
         with translated():
-            connection = sqlite3.connect(
-                self._file, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT
-            )
+            connection = driver.connect(self._file, timeout=_BUSY_TIMEOUT)
             try:
                 _check(connection, self.folder)  # before anything changes the file
                 for pragma in (
@@ -222,6 +219,7 @@ class Database:
                     "secure_delete=OFF",  # distributions switch it on: 10x the cost of a delete
                     "trusted_schema=OFF",
                     "journal_size_limit=67108864",
+                    "temp_store=MEMORY",  # APSW's default puts temporary data into files
                     "cache_size=-65536",
                 ):
                     connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -231,16 +229,11 @@ class Database:
             return connection
 
     def _connect_reader(self) -> Connection:
-        connection = sqlite3.connect(
-            f"{self._file.absolute().as_uri()}?mode=ro",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,  # one thread after another
-            timeout=_BUSY_TIMEOUT,
-        )
+        connection = driver.connect(self._file, timeout=_BUSY_TIMEOUT, read_only=True)
         try:
             for sql in (
                 "PRAGMA query_only=ON",
+                "PRAGMA temp_store=MEMORY",
                 # Many of them read, and what a file holds is in the system's cache anyway.
                 "PRAGMA cache_size=-512",
                 "SELECT count(*) FROM sqlite_schema",  # opens the write-ahead log, too
@@ -283,5 +276,7 @@ def _check(connection: Connection, folder: Path, *, oldest: int = 0) -> None:
 
 def _migrate(connection: Connection) -> None:
     connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}").fetchall()
-    schema.migrations.apply(sqlite_utils.Database(connection))
+    connection.cursor_factory = driver.FetchedCursor
+    schema.migrations.apply(sqlite_toolkit.Database(connection))  # type: ignore[arg-type] # it acts as the DB-API's
+    connection.cursor_factory = driver.Cursor
     connection.execute(f"PRAGMA user_version={schema.version()}").fetchall()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from pysqlite3 import dbapi2 as sqlite3
+from storage import driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,10 +66,10 @@ class KeyNameTakenError(Exception):
 #: Another process holds a lock; or this machine lacks descriptors or memory.
 _PASSING: Final = frozenset(
     {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_NOMEM,
+        driver.BUSY,
+        driver.LOCKED,
+        driver.CANTOPEN,
+        driver.NOMEM,
     }
 )
 
@@ -79,13 +79,13 @@ def translated() -> Iterator[None]:
     """Turn SQLite's errors, by code and never by message, and the file system's into ours."""
     try:
         yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
-        if code == sqlite3.SQLITE_FULL:
+    except driver.Error as error:
+        code = driver.result_code(error)
+        if code == driver.FULL:
             raise StorageFullError(str(error)) from error
         if code in _PASSING:
             raise StorageBusyError(str(error)) from error
-        if code == sqlite3.SQLITE_NOTADB:
+        if code == driver.NOTADB:
             raise UnusableDatabaseError(str(error)) from error
         raise StorageError(str(error)) from error
     except OSError as error:
