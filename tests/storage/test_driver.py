@@ -133,9 +133,8 @@ def test_the_lock_is_given_up_even_if_a_connection_cannot_be_closed(
 
 
 def test_an_error_of_the_drivers_own_is_a_storage_error(tmp_path: Path) -> None:
-    with closing(Database.own(tmp_path)) as database:
-        with pytest.raises(StorageError):
-            database.read("SELECT ?, ?", (1,))  # too few values
+    with closing(Database.own(tmp_path)) as database, pytest.raises(StorageError):
+        database.read("SELECT ?, ?", (1,))  # too few values
 
 
 def test_temporary_data_stays_in_memory(tmp_path: Path) -> None:
