@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH) # where protoc finds its plugins
 PROTOS := $(wildcard protos/picback/v1/*.proto)
 SERVICES := protos/picback/v1/image_service.proto
-# Only packages whose hashes stand in requirements/ are ever installed.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
+# Only wheels whose hashes are in requirements/ are installed: nothing is built from source.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
 
 .PHONY: help
 help: ## Print this list
@@ -95,8 +95,12 @@ proto-check: $(VENV)/.dev ## Fail if generated/ differs from protos/, or breaks 
 wheel-check: $(VENV)/.dev ## Build the wheel, install it into an empty environment, serve from it
 	$(BIN)/python tools/wheel_check.py
 
+.PHONY: platforms-check
+platforms-check: $(VENV)/.dev ## Fail if the lock lacks a wheel for a supported platform or Python
+	$(BIN)/python tools/platforms_check.py
+
 .PHONY: check
-check: lint proto-check test wheel-check ## All that CI runs
+check: lint proto-check platforms-check test wheel-check ## All that CI runs
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Choose versions anew and write them with their hashes to requirements/

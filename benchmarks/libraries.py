@@ -11,10 +11,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pysqlite3 import dbapi2 as sqlite3
-
 from benchmarks import corpus
-from storage import schema
+from storage import driver, schema
 from storage.database import Database
 
 if TYPE_CHECKING:
@@ -120,7 +118,7 @@ def original(setup: Setup, images: int) -> Path:
 
 def open_baseline(path: Path) -> Any:
     """Open a baseline's database for reading, with all the memory that it could wish for."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    connection = driver.connect(path, read_only=True)
     for pragma in ("mmap_size=2147483648", "cache_size=-262144", "temp_store=MEMORY"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     return connection
@@ -129,7 +127,7 @@ def open_baseline(path: Path) -> Any:
 @contextlib.contextmanager
 def _bulk(path: Path) -> Iterator[Any]:
     """Open a database for writing much at once, in one transaction."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with contextlib.closing(driver.connect(path)) as connection:
         for pragma in (
             "page_size=16384",
             "locking_mode=EXCLUSIVE",

@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pysqlite3 import dbapi2 as sqlite3
+from storage import driver
 
 
 def facts() -> dict[str, str]:
@@ -21,7 +21,7 @@ def facts() -> dict[str, str]:
         "RAM": f"{int(memory[1]) / 2**20:.0f} GiB" if memory else "unknown",
         "kernel": re.match(r"[\d.]*", platform.release())[0],  # type: ignore[index] # it matches anything
         "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
+        "SQLite": driver.sqlite_version,
     }
 
 

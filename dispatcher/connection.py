@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import h11
 import httpx
 
+from dispatcher.local_resources import lack_of, local_resources
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -74,11 +76,15 @@ class Connection:
             self._send(request, body)
         except TimeoutError:
             raise
-        except OSError:
+        except OSError as exc:
+            lack = lack_of(exc)
+            if lack is not None:
+                raise lack from exc
             # It takes no more: perhaps it has answered already.
             self._http.send_failed()
         try:
-            return self._receive()
+            with local_resources():
+                return self._receive()
         except h11.RemoteProtocolError as exc:
             if self._ended:  # an answer that breaks off is no breach of the protocol
                 raise ConnectionResetError(str(exc)) from exc

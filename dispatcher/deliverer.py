@@ -1,7 +1,8 @@
 """One attempt to call a receiver back, and what came of it as a value.
 
 The rule a newcomer would break: whatever a receiver or the network does is an `Outcome`, never an
-exception, and the sentences in it name no resolved address and quote no library.
+exception, and the sentences in it name no resolved address and quote no library. What this machine
+lacks is an exception, and no outcome.
 """
 
 from __future__ import annotations
@@ -81,7 +82,12 @@ class Deliverer(Protocol):
     """Calls receivers back."""
 
     def deliver(self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]) -> Outcome:
-        """POST *body* to *url* once. Does not raise for what a receiver or the network does."""
+        """POST *body* to *url* once. Does not raise for what a receiver or the network does.
+
+        Raises:
+            LocalResourceError: This machine lacks what the request needs; no attempt was made
+                that says anything about the receiver.
+        """
         ...
 
     def close(self) -> None:
@@ -164,6 +170,9 @@ class HttpDeliverer:
             headers: In lower case; ``host``, ``user-agent``, ``accept-encoding`` and
                 ``content-length`` are added.
             body: In pieces, sent as they are.
+
+        Raises:
+            LocalResourceError: As `Deliverer.deliver`.
         """
         deadline = Deadline(self._monotonic() + self._timeout, self._monotonic)
         try:

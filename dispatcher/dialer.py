@@ -7,10 +7,12 @@ who would look up a second time (DNS rebinding).
 
 from __future__ import annotations
 
+import errno
 import socket
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from dispatcher.local_resources import has_route, lack_of, local_resources
 from dispatcher.stream import DeadlineStream
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dispatcher.deadline import Deadline
+    from dispatcher.local_resources import LocalResourceError
     from dispatcher.resolver import BoundedResolver
     from dispatcher.url_guard import UrlGuard
 
@@ -66,6 +69,7 @@ class Dialer:
 
         Raises:
             ForbiddenCallbackError: The host, one of its addresses, or the peer, is forbidden.
+            LocalResourceError: This machine lacks what a connection needs.
             OSError: There is no connection; may pass. The subclass tells why: `NameLookupError`,
                 `TimeoutError`, `ConnectionRefusedError` or `ssl.SSLError`.
         """
@@ -73,10 +77,11 @@ class Dialer:
         sock = self._connect_to_one(addresses[:MAX_DIALLED], port, deadline)
         try:
             self._guard.vet(host, port, [sock.getpeername()[0]])
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if scheme == "https":
-                sock.settimeout(deadline.left())  # for the handshake as a whole
-                sock = self._ssl_context.wrap_socket(sock, server_hostname=host)
+            with local_resources():
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if scheme == "https":
+                    sock.settimeout(deadline.left())  # for the handshake as a whole
+                    sock = self._ssl_context.wrap_socket(sock, server_hostname=host)
         except BaseException:
             sock.close()
             raise
@@ -89,7 +94,8 @@ class Dialer:
         # operator allowed this very name, which then means what it means on this machine.
         name = host if self._guard.allows_exactly(host, port) else f"{host}."
         try:
-            return self._resolver.resolve(name, port, timeout=deadline.left())
+            with local_resources():
+                return self._resolver.resolve(name, port, timeout=deadline.left())
         except TimeoutError:
             raise
         except OSError as exc:
@@ -98,12 +104,22 @@ class Dialer:
     def _connect_to_one(self, addresses: list[str], port: int, deadline: Deadline) -> socket.socket:
         """Try each of *addresses*, giving each a fair share of the time that is left."""
         failure: OSError | None = None
+        lack: LocalResourceError | None = None
         for untried, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 return self._connect(address, port, deadline.left() / untried)
             except OSError as exc:
                 failure = exc
+                lack = _lack_of(exc, address, port) or lack
+        if lack is not None:  # one address that could not be tried leaves the receiver in doubt
+            raise lack from failure
         raise failure or NameLookupError("no address")
+
+
+def _lack_of(error: OSError, address: str, port: int) -> LocalResourceError | None:
+    if error.errno == errno.EADDRNOTAVAIL and not has_route(address, port):
+        return None
+    return lack_of(error)
 
 
 def _is_ip_literal(host: str) -> bool:

@@ -12,6 +12,7 @@ from dispatcher.matcher import Matcher
 from dispatcher.patience import Patience
 from dispatcher.retry import RetryPolicy
 from dispatcher.schedule import Schedule
+from dispatcher.shortage import Shortage
 from dispatcher.tagging import TaggingWorker
 from dispatcher.worker import DeliveryWorker
 
@@ -68,6 +69,7 @@ class Dispatcher:
         self._policy = policy or RetryPolicy()
         self._budget = ByteBudget(settings.delivery_bytes)
         self._patience = Patience()
+        self._shortage = Shortage()
         self._matcher = LateMatcher()
         self._schedule = Schedule(
             queries=queries,
@@ -85,6 +87,7 @@ class Dispatcher:
             budget=self._budget,
             policy=self._policy,
             patience=self._patience,
+            shortage=self._shortage,
             schedule=self._schedule,
             clock=clock,
         )
@@ -169,9 +172,10 @@ class Dispatcher:
         """Tell whether work has been due for *grace* seconds and nobody does it; see `Lane`.
 
         Or whether storage has refused to record it for so long: it then holds its threads and
-        its destinations' share of them, which no lane can tell from work under way.
+        its destinations' share of them, which no lane can tell from work under way. Or whether
+        this machine has lacked what callbacks need for so long.
         """
-        if self._patience.has_waited(grace):
+        if self._patience.has_waited(grace) or self._shortage.has_lasted(grace):
             return True
         if self._tagging_lane is not None and self._tagging_lane.is_stuck(grace=grace):
             return True

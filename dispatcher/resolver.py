@@ -11,12 +11,14 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from dispatcher.local_resources import LocalResourceError, local_resources
+
 if TYPE_CHECKING:
     from dispatcher.url_guard import Resolver
 
 #: Look-ups under way at most, each of a different name. A name whose servers hang costs one of
 #: them however many callbacks wait for it; glibc gives up after 30 s (resolv.conf(5): 5 s, 2
-#: attempts, 3 servers). If all are taken, look-ups fail at once; what needs none goes on.
+#: attempts, 3 servers). If all are taken, look-ups are put off; what needs none goes on.
 MAX_LOOKUPS = 64
 
 
@@ -50,6 +52,7 @@ class BoundedResolver:
 
         Raises:
             TimeoutError: No answer within *timeout* seconds.
+            LocalResourceError: Too many look-ups are under way, or no thread can be started.
             OSError: No address, or no answer; may pass.
         """
         addresses = self._look_up(host, port).result(timeout)
@@ -62,12 +65,15 @@ class BoundedResolver:
             future = self._lookups.get((host, port))
             if future is None:
                 if len(self._lookups) >= self._max_lookups:
-                    raise socket.gaierror(socket.EAI_AGAIN, "too many look-ups under way")
+                    lacking = f"places for look-ups: {len(self._lookups)} are under way"
+                    raise LocalResourceError(lacking)
                 future = Future()
                 # A daemon, so that a look-up that hangs does not hold up the end of the process.
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._run, args=(host, port, future), name="picback-dns", daemon=True
-                ).start()
+                )
+                with local_resources():
+                    thread.start()
                 self._lookups[host, port] = future
         return future
 

@@ -14,6 +14,7 @@ import h11
 import httpx
 
 from dispatcher.connection import Connection, Origin
+from dispatcher.local_resources import LocalResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dispatcher.callback_url import Target
     from dispatcher.deadline import Deadline
     from dispatcher.dialer import Dialer
+    from dispatcher.stream import DeadlineStream
 
 
 class GuardedTransport(httpx.BaseTransport):
@@ -69,6 +71,7 @@ class GuardedTransport(httpx.BaseTransport):
 
         Raises:
             ForbiddenCallbackError: As `Dialer.dial`.
+            LocalResourceError: As `Dialer.dial`, also with all idle connections closed.
             h11.RemoteProtocolError: What came is not HTTP.
             OSError: No answer came, or no whole one; the subclass tells what went wrong.
         """
@@ -90,10 +93,18 @@ class GuardedTransport(httpx.BaseTransport):
         self._idle.close()
 
     def _open(self, target: Target, deadline: Deadline) -> Connection:
-        stream = self._dialer.dial(target.scheme, target.host, target.port, deadline)
+        stream = self._dial(target, deadline)
         with self._lock:
             self.connections += 1
         return Connection(_origin(target), stream)
+
+    def _dial(self, target: Target, deadline: Deadline) -> DeadlineStream:
+        while True:
+            try:
+                return self._dialer.dial(target.scheme, target.host, target.port, deadline)
+            except LocalResourceError as lack:
+                if not lack.held_by_connections or not self._idle.close_half():
+                    raise
 
     def _exchange(
         self,
@@ -144,6 +155,15 @@ class _IdleConnections:
         else:
             connection.close()
         self._close_surplus()
+
+    def close_half(self) -> bool:
+        """Close the half that was used longest ago; return whether there was any."""
+        with self._lock:
+            count = (len(self._connections) + 1) // 2
+            surplus, self._connections = self._connections[:count], self._connections[count:]
+        for connection in surplus:
+            connection.close()
+        return bool(surplus)
 
     def close(self) -> None:
         """Keep none any more."""

@@ -1,7 +1,8 @@
 """The life of one lease on a query, top to bottom: match, build, sign, call back, settle.
 
 The rule a newcomer would break: what goes wrong before the receiver is called costs the query an
-attempt only if the query itself may be the cause. A full disk is nobody's attempt; a crash is,
+attempt only if the query itself may be the cause. A full disk or a lack of descriptors is nobody's
+attempt; a crash is,
 because a query that crashes us each time must come to an end.
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from dispatcher import payload, retry, signature
 from dispatcher.deliverer import Answered
 from dispatcher.late_matcher import NoMatcherError
+from dispatcher.local_resources import LocalResourceError, local_resources
 from storage.errors import ImageNotFoundError, StorageBusyError, StorageFullError
 from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt, Unmatched
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from dispatcher.patience import Patience
     from dispatcher.retry import RetryPolicy
     from dispatcher.schedule import Schedule
+    from dispatcher.shortage import Shortage
     from storage.api_keys import ApiKeys
     from storage.images import ImageFile, Images
     from storage.queries import Queries
@@ -60,6 +63,7 @@ class DeliveryWorker:
         budget: ByteBudget,
         policy: RetryPolicy,
         patience: Patience,
+        shortage: Shortage,
         schedule: Schedule,
         clock: Callable[[], int],
     ) -> None:
@@ -71,6 +75,7 @@ class DeliveryWorker:
         self._budget = budget
         self._policy = policy
         self._patience = patience
+        self._shortage = shortage
         self._schedule = schedule
         self._clock = clock
         self._large = ThreadPoolExecutor(_LARGE_AT_ONCE, thread_name_prefix="picback-body")
@@ -98,6 +103,9 @@ class DeliveryWorker:
             self._hand_back(lease, due_at=self._clock())
         except (StorageFullError, StorageBusyError):
             self._hand_back(lease, due_at=self._clock() + _STORAGE_PAUSE)
+        except LocalResourceError as error:
+            pause = self._shortage.hold_up(error)
+            self._hand_back(lease, due_at=self._clock() + round(1000 * pause))
         except Exception:  # a bug, or storage: never lose the query over it
             logger.exception("delivery.crashed", extra={"query": lease.id})
             self._settle_crash(lease)
@@ -144,8 +152,11 @@ class DeliveryWorker:
         """Call back; return when that began, and what came of it. Nothing keeps the body."""
         make = partial(self._request, lease, matched, image)
         is_large = image is not None and image.size_bytes >= _LARGE_BYTES
-        started_at, headers, body = self._large.submit(make).result() if is_large else make()
-        return started_at, self._deliverer.deliver(lease.callback_url, headers=headers, body=body)
+        with local_resources():
+            started_at, headers, body = self._large.submit(make).result() if is_large else make()
+            outcome = self._deliverer.deliver(lease.callback_url, headers=headers, body=body)
+        self._shortage.end()
+        return started_at, outcome
 
     def _request(
         self, lease: QueryLease, matched: Matched, image: ImageFile | None

@@ -21,7 +21,7 @@ from analysis.pictures import PictureReader
 from analysis.taggers import TaggerLoadError
 from dispatcher import Dispatcher, HttpDeliverer, UrlGuard, new_secret
 from picback.v1 import image_service_pb2, image_service_pb2_grpc
-from server import reflection
+from server import descriptors, listeners, reflection
 from server.config import ConfigError
 from server.health import HealthServicer
 from server.interceptors import Interceptor
@@ -69,6 +69,9 @@ _STUCK_SECONDS: Final = 90.0
 #: What a message may have beyond an image, and how far an image may be over the limit and
 #: still be told so by us: gRPC itself refuses longer messages, without our details.
 _MESSAGE_MARGIN: Final = 4_000_000
+#: How long a connection may take for TLS and the first frames of HTTP/2, in seconds: ten round
+#: trips of the slowest networks.
+_HANDSHAKE_SECONDS: Final = 10.0
 #: How long gRPC may take to cut off what the stop grace did not end, in seconds.
 _STOP_MARGIN: Final = 2.0
 
@@ -97,7 +100,8 @@ class App:
         self._overseer = threading.Thread(
             target=self._oversee, name="picback-overseer", daemon=True
         )
-        self._database = Database.own(config.data)
+        self._budget = descriptors.budget(config.dispatcher.delivery_threads)
+        self._database = Database.own(config.data, max_readers=self._budget.readers)
         with contextlib.ExitStack() as undo:
             undo.callback(self._database.close)
             try:
@@ -115,12 +119,13 @@ class App:
         self._health = HealthServicer([_SERVICE], most_watchers=_MOST_HEALTH_WATCHERS)
         self._server, self._pools = self._make_server(config, clock)
         self.port = _bind(self._server, config)
+        listeners.defer_accept(self.port)
 
         guard = _make_guard(config)
         pictures = PictureReader(max_pixels=config.max_image_pixels)
         require_pipeline(config.pipeline)
         load_tagger = _tagger_loader(config, pictures)
-        self._deliverer = _make_deliverer(config, guard)
+        self._deliverer = _make_deliverer(config, guard, self._budget.idle_callbacks)
         self._dispatcher = Dispatcher(
             config.dispatcher,
             images=self._images,
@@ -275,6 +280,9 @@ class App:
                 # Against rapid resets. A client whose calls at once are more sees some of them
                 # refused, not queued: of 200 at once every second one with 100 here.
                 ("grpc.max_concurrent_streams", 1_000),
+                # Beyond, a connection is closed as soon as it is accepted.
+                ("grpc.max_allowed_incoming_connections", self._budget.callers),
+                ("grpc.server_handshake_timeout_ms", round(1000 * _HANDSHAKE_SECONDS)),
                 # Against dead connections; 1 ping in 20 s is nobody's flood.
                 ("grpc.max_connection_idle_ms", 300_000),
                 ("grpc.keepalive_time_ms", 60_000),
@@ -321,13 +329,14 @@ def _make_guard(config: Config) -> UrlGuard:
         raise ConfigError(msg) from error
 
 
-def _make_deliverer(config: Config, guard: UrlGuard) -> HttpDeliverer:
+def _make_deliverer(config: Config, guard: UrlGuard, max_idle: int) -> HttpDeliverer:
     try:
         return HttpDeliverer(
             guard,
             timeout=config.callback_timeout,
             user_agent=f"picback/{metadata.version('picback')}",
             ca_file=config.callback_ca,
+            max_idle_connections=max_idle,
         )
     except OSError as error:  # which errors of TLS are, too
         msg = f"callback_ca: {config.callback_ca} holds no certificates that can be read"

@@ -20,7 +20,7 @@ import click
 
 from callers.secret_files import SecretFileError, read_secret
 from dispatcher import DispatcherSettings
-from server import allocator, logs
+from server import allocator, descriptors, logs
 from server.app import App
 from server.beside import data_option, secrets_key_option
 from server.config import ClarifaiSettings, Config, ConfigError, TlsSettings
@@ -214,6 +214,7 @@ def serve(**options: Any) -> None:
     """Run the server and its dispatcher until SIGTERM or Ctrl-C."""
     allocator.tune()
     logs.configure(level=options["log_level"], json_lines=options["log_format"] == "json")
+    descriptors.raise_limit()
     with _noting_stop_signals() as noted:
         home = _home(options["core"])
         app = _start(options, home)

@@ -12,25 +12,21 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import sqlite_utils
-from pysqlite3 import dbapi2 as sqlite3
-
-from storage import schema
+from storage import driver, schema, sqlite_toolkit
 from storage.errors import (
     FolderInUseError,
-    StorageBusyError,
     UnusableDatabaseError,
     translated,
 )
 from storage.group_commit import GroupCommit
+from storage.readers import Readers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from typing import TypeAlias
 
-#: pysqlite3 ships no types; the name says at least what is meant.
-Connection: TypeAlias = Any
+Connection: TypeAlias = driver.Connection
 
 T = TypeVar("T")
 
@@ -39,6 +35,8 @@ T = TypeVar("T")
 _OLDEST_SQLITE: Final = (3, 51, 3)
 #: How long another process (the command line, a backup) may hold the write lock, in seconds.
 _BUSY_TIMEOUT: Final = 5.0
+#: Most connections that read at the same time, unless told otherwise.
+MAX_READERS: Final = 64
 
 
 class Database:
@@ -49,21 +47,22 @@ class Database:
     they write in short transactions of their own.
     """
 
-    def __init__(self, folder: Path, *, _lock: int | None) -> None:
+    def __init__(self, folder: Path, *, _lock: int | None, _max_readers: int = 1) -> None:
         self.folder = folder
         self._file = folder / "picback.db"
         self._lock = _lock
-        self._local = threading.local()
-        self._readers: list[Connection] = []
-        self._closed = False
-        #: Held to put a reader where `close` looks, and by `close`.
-        self._gate = threading.Lock()
+        self._readers = Readers(self._connect_reader, most=_max_readers)
         self._closing = threading.Lock()
         self._writer: GroupCommit | None = None
 
     @classmethod
-    def own(cls, folder: Path) -> Database:
+    def own(cls, folder: Path, *, max_readers: int = MAX_READERS) -> Database:
         """Open the database in *folder* as its only server, creating or migrating it.
+
+        Args:
+            folder: The data folder.
+            max_readers: Most connections that read, each of `readers.DESCRIPTORS_EACH`. One is
+                opened here, so that reading never fails for want of descriptors.
 
         Raises:
             FolderInUseError: Another server has it. Trying again helps when that one stops.
@@ -71,13 +70,13 @@ class Database:
                 Python's SQLite is too old to be trusted with it.
             StorageError: The folder cannot be written.
         """
-        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-            msg = f"SQLite {sqlite3.sqlite_version} can corrupt databases; install pysqlite3"
+        if driver.sqlite_version_info < _OLDEST_SQLITE:
+            msg = f"SQLite {driver.sqlite_version} can corrupt databases; install a newer apsw"
             raise UnusableDatabaseError(msg)
         with translated():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = _open_lock(folder)
-        database = cls(folder, _lock=lock)
+        database = cls(folder, _lock=lock, _max_readers=max_readers)
         try:
             with translated():
                 _take(lock, folder)
@@ -85,6 +84,7 @@ class Database:
                 try:
                     database._file.chmod(0o600)  # it holds secrets, whatever the umask is
                     _migrate(connection)
+                    database._readers.give_back(database._readers.take())
                 except BaseException:
                     connection.close()
                     raise
@@ -107,7 +107,9 @@ class Database:
             raise UnusableDatabaseError(msg)
         try:
             with translated():
-                _check(database._reader(), folder, oldest=schema.version())
+                reader = database._readers.take()
+                database._readers.give_back(reader)
+                _check(reader, folder, oldest=schema.version())
         except BaseException:
             database.close()
             raise
@@ -136,7 +138,11 @@ class Database:
         log and let it grow without limit.
         """
         with translated():
-            return list(self._reader().execute(sql, parameters).fetchall())
+            reader = self._readers.take()
+            try:
+                return list(reader.execute(sql, parameters).fetchall())
+            finally:
+                self._readers.give_back(reader)
 
     def write(self, operation: Callable[[Connection], T], *, size_bytes: int = 0) -> T:
         """Run *operation* in a transaction; return its result when that is on disk.
@@ -179,17 +185,15 @@ class Database:
         with self._closing:
             if self._writer is not None:
                 self._writer.finish()
-            with self._gate:
-                self._closed = True
-                # Before the writer's, so that the one closed last tidies the log away.
-                for reader in self._readers:
-                    reader.close()
-                self._readers.clear()
-            if self._writer is not None:
-                self._writer.close()
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            try:
+                # Before the writer's: the connection closed last tidies the log away.
+                self._readers.close()
+                if self._writer is not None:
+                    self._writer.close()
+            finally:
+                if self._lock is not None:
+                    os.close(self._lock)
+                    self._lock = None
 
     def _write_directly(self, operation: Callable[[Connection], T]) -> T:
         connection = self._connect_writer()
@@ -202,9 +206,7 @@ class Database:
 
     def _connect_writer(self) -> Connection:
         with translated():
-            connection = sqlite3.connect(
-                self._file, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT
-            )
+            connection = driver.connect(self._file, timeout=_BUSY_TIMEOUT)
             try:
                 _check(connection, self.folder)  # before anything changes the file
                 for pragma in (
@@ -217,6 +219,7 @@ class Database:
                     "secure_delete=OFF",  # distributions switch it on: 10x the cost of a delete
                     "trusted_schema=OFF",
                     "journal_size_limit=67108864",
+                    "temp_store=MEMORY",  # APSW's default puts temporary data into files
                     "cache_size=-65536",
                 ):
                     connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -225,32 +228,21 @@ class Database:
                 raise
             return connection
 
-    def _reader(self) -> Connection:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            self._refuse_if_closed()
-            connection = sqlite3.connect(
-                f"{self._file.absolute().as_uri()}?mode=ro",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,  # close() closes them all
-                timeout=_BUSY_TIMEOUT,
-            )
-            with self._gate:
-                self._readers.append(connection)
-            for pragma in (
-                "query_only=ON",
-                # A hundred threads read, and what a file holds is in the system's cache anyway.
-                "cache_size=-512",
+    def _connect_reader(self) -> Connection:
+        connection = driver.connect(self._file, timeout=_BUSY_TIMEOUT, read_only=True)
+        try:
+            for sql in (
+                "PRAGMA query_only=ON",
+                "PRAGMA temp_store=MEMORY",
+                # Many of them read, and what a file holds is in the system's cache anyway.
+                "PRAGMA cache_size=-512",
+                "SELECT count(*) FROM sqlite_schema",  # opens the write-ahead log, too
             ):
-                connection.execute(f"PRAGMA {pragma}").fetchall()
-            self._local.connection = connection
+                connection.execute(sql).fetchall()
+        except BaseException:
+            connection.close()
+            raise
         return connection
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            msg = "the database is closed"
-            raise StorageBusyError(msg)
 
 
 def _open_lock(folder: Path) -> int:
@@ -284,5 +276,7 @@ def _check(connection: Connection, folder: Path, *, oldest: int = 0) -> None:
 
 def _migrate(connection: Connection) -> None:
     connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}").fetchall()
-    schema.migrations.apply(sqlite_utils.Database(connection))
+    connection.cursor_factory = driver.FetchedCursor
+    schema.migrations.apply(sqlite_toolkit.Database(connection))  # type: ignore[arg-type] # it acts as the DB-API's
+    connection.cursor_factory = driver.Cursor
     connection.execute(f"PRAGMA user_version={schema.version()}").fetchall()

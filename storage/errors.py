@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from pysqlite3 import dbapi2 as sqlite3
+from storage import driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,18 +63,29 @@ class KeyNameTakenError(Exception):
     """An API key of this name exists; names are unique among keys that are not revoked."""
 
 
+#: Another process holds a lock; or this machine lacks descriptors or memory.
+_PASSING: Final = frozenset(
+    {
+        driver.BUSY,
+        driver.LOCKED,
+        driver.CANTOPEN,
+        driver.NOMEM,
+    }
+)
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn SQLite's errors, by code and never by message, and the file system's into ours."""
     try:
         yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind
-        if code == sqlite3.SQLITE_FULL:
+    except driver.Error as error:
+        code = driver.result_code(error)
+        if code == driver.FULL:
             raise StorageFullError(str(error)) from error
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if code in _PASSING:
             raise StorageBusyError(str(error)) from error
-        if code == sqlite3.SQLITE_NOTADB:
+        if code == driver.NOTADB:
             raise UnusableDatabaseError(str(error)) from error
         raise StorageError(str(error)) from error
     except OSError as error:

@@ -15,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from pysqlite3 import dbapi2 as sqlite3
-
+from storage import driver
 from storage.errors import StorageBusyError, StorageError, StorageFullError, translated
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class GroupCommit:
 
     def close(self) -> None:
         """Close the connection; `finish` comes first."""
-        with suppress(sqlite3.Error):  # on a full disk the log stays as it is, and is as good
+        with suppress(driver.Error):  # on a full disk the log stays as it is, and is as good
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._connection.close()
         self._committer.shutdown()
@@ -142,7 +141,7 @@ class GroupCommit:
                 self._commit(len(batch))
         except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
             if self._connection.in_transaction:
-                with suppress(sqlite3.Error):  # a failing disk; the next batch tries again
+                with suppress(driver.Error):  # a failing disk; the next batch tries again
                     self._connection.execute("ROLLBACK")
             if isinstance(error, StorageFullError) and len(batch) > 1:
                 # SQLite undid them all, perhaps over one large image: each by itself, then.

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sqlite_utils import Migrations
+from storage.sqlite_toolkit import Migrations
 
 if TYPE_CHECKING:
-    from sqlite_utils import Database
+    from storage.sqlite_toolkit import Database
 
 #: Written into the file's header, so that other programs and other versions can tell:
 #: the bytes "pcbk".

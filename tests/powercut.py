@@ -4,8 +4,7 @@ SQLite runs on a virtual file system that writes down every write and sync. A cu
 of that record gives the files as a disk may hold them then: all that was synced, and of the rest
 each sector kept, lost or garbled by chance. What a caller was told before the cut must be there.
 
-The storage code is the shipped one, unchanged; only the driver beneath it is apsw's, because
-pysqlite3 has no virtual file systems. Both are current SQLite.
+The storage code and its driver are the shipped ones; only the file system beneath them differs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
-from pysqlite3 import dbapi2 as sqlite3
+
+from storage import driver
 
 if TYPE_CHECKING:
     import random
@@ -121,62 +121,32 @@ class _RecordingFile(apsw.VFSFile):
         self._disk.note("sync", self._name)
 
 
-class ApswDriver:
-    """As much of the module sqlite3 as `storage.database` uses, over apsw and a VFS.
+class OtherDisk:
+    """As much of `storage.driver` as `storage.database` uses, over another file system.
 
     *pragmas* are set after those of the storage code, so that a test can weaken it on purpose.
     """
 
-    Error = apsw.Error
-    sqlite_version = apsw.sqlite_lib_version()
-    sqlite_version_info = tuple(int(part) for part in sqlite_version.split("."))
-    SQLITE_FULL, SQLITE_BUSY = sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY
-    SQLITE_LOCKED, SQLITE_NOTADB = sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOTADB
+    sqlite_version_info = driver.sqlite_version_info
 
     def __init__(self, vfs: str, *, pragmas: Iterable[str] = ()) -> None:
         self._vfs = vfs
         self._pragmas = tuple(pragmas)
 
-    def connect(self, database: Any, **_: Any) -> _ApswConnection:
-        """Open a database as sqlite3 would."""
-        uri = str(database)
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-        if "mode=ro" in uri:
-            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-        return _ApswConnection(apsw.Connection(uri, flags=flags, vfs=self._vfs), self._pragmas)
+    def connect(self, database: Any, **options: Any) -> driver.Connection:
+        """Open a database as the driver would."""
+        connection = driver.connect(database, vfs=self._vfs, factory=_Weakened, **options)
+        connection.after_all = self._pragmas  # type: ignore[attr-defined]
+        return connection
 
 
-class _ApswConnection:
-    def __init__(self, connection: apsw.Connection, pragmas: tuple[str, ...]) -> None:
-        self._connection = connection
-        self._pragmas = pragmas
-        connection.set_busy_timeout(5_000)
+class _Weakened(driver.Connection):
+    after_all: tuple[str, ...] = ()
 
-    @property
-    def in_transaction(self) -> bool:
-        return self._connection.in_transaction
-
-    def execute(self, sql: str, parameters: Any = ()) -> _ApswCursor:
-        cursor = _ApswCursor(self._connection, sql, parameters)
-        if sql.startswith("PRAGMA cache_size"):  # the last of the storage code's own
-            for pragma in self._pragmas:
-                self._connection.execute(f"PRAGMA {pragma}").fetchall()
+    def execute(self, statements: str, *arguments: Any, **options: Any) -> Any:
+        """As ever; after the last of the storage code's pragmas come the test's."""
+        cursor = super().execute(statements, *arguments, **options)
+        if statements.startswith("PRAGMA cache_size"):
+            for pragma in self.after_all:
+                super().execute(f"PRAGMA {pragma}").fetchall()
         return cursor
-
-    def executemany(self, sql: str, rows: Iterable[Any]) -> _ApswCursor:
-        for row in rows:
-            _ApswCursor(self._connection, sql, row)
-        return _ApswCursor(self._connection, "SELECT 1", ())
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-class _ApswCursor:
-    def __init__(self, connection: apsw.Connection, sql: str, parameters: Any) -> None:
-        self._rows = connection.execute(sql, parameters).fetchall()
-        self.rowcount = connection.changes()
-        self.lastrowid = connection.last_insert_rowid()
-
-    def fetchall(self) -> list[Any]:
-        return self._rows

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from pysqlite3 import dbapi2 as sqlite3
 
 from dispatcher import DispatcherSettings
 from picback.v1 import image_pb2, image_service_pb2, image_service_pb2_grpc, query_pb2
+from storage import driver
 from tests.receiver import Answer, Receiver
 from tests.service import picture
 
@@ -219,7 +219,7 @@ def _free_port(chance: random.Random) -> int:
 
 def integrity(folder: Path) -> str:
     """Return what SQLite says of the database: "ok"."""
-    connection = sqlite3.connect(folder / "picback.db")
+    connection = driver.connect(folder / "picback.db")
     try:
         return str(connection.execute("PRAGMA integrity_check").fetchall()[0][0])
     finally:

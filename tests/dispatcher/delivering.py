@@ -11,6 +11,7 @@ from dispatcher.destinations import Destinations
 from dispatcher.patience import Patience
 from dispatcher.retry import RetryPolicy
 from dispatcher.schedule import Schedule
+from dispatcher.shortage import Shortage
 from dispatcher.worker import DeliveryWorker
 from tests.dispatcher.matching import matcher_of
 from tests.fakes import FakeClock, FakeDeliverer, FakeLemmatizer
@@ -47,6 +48,7 @@ class Bench:
         self.deliverer = Deliverer()
         self.budget = ByteBudget(1_000_000)
         self.patience = Patience(pause=0)
+        self.shortage = Shortage(monotonic=lambda: self.clock() / 1000)
         self.queries = self.store.queries
         self.schedule = Schedule(
             queries=self.queries,
@@ -69,6 +71,7 @@ class Bench:
                 schedule=(0, 5, 300), client_error_schedule=(0, 5), jitter=0, rng=random.Random(0)
             ),
             patience=self.patience,
+            shortage=self.shortage,
             schedule=self.schedule,
             clock=self.clock,
         )

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pysqlite3 import dbapi2 as sqlite3
 
 from callers.client import items
 from picback.v1 import image_pb2, image_service_pb2_grpc, query_pb2
 from picback.v1 import image_service_pb2 as pb
+from storage import driver
 from tests.receiver import Answer, Receiver
 from tests.server.refusals import refusal_of, refused
 from tests.server.waiting import wait_until
@@ -147,7 +147,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 def _assert_sound(disk: SmallDisk, tmp_path: Path) -> None:
     copy = tmp_path / "copy"  # SQLite does not find its way through /proc
     shutil.copytree(disk.folder / "data", copy)
-    with closing(sqlite3.connect(copy / "picback.db")) as connection:
+    with closing(driver.connect(copy / "picback.db")) as connection:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall()
 
 

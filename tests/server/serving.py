@@ -91,11 +91,20 @@ def serve_command(folder: Path, *arguments: str) -> list[str]:
 
 @contextmanager
 def serve_process(
-    folder: Path, *arguments: str, environment: dict[str, str] | None = None
+    folder: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    max_files: int | None = None,
 ) -> Iterator[ServeProcess]:
-    """Run `picback serve` while the block runs, unless that ends it."""
+    """Run `picback serve` while the block runs, unless that ends it.
+
+    With *max_files*, that is its soft and hard limit of descriptors.
+    """
+    command = serve_command(folder, *arguments)
+    if max_files is not None:
+        command = ["sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh", *command]
     with subprocess.Popen(
-        serve_command(folder, *arguments),
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

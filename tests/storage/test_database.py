@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
-from pysqlite3 import dbapi2 as sqlite3
 
+from storage import driver
 from storage.database import Database
 from storage.errors import StorageBusyError, StorageError, StorageFullError
 from tests.storage.writing import (
@@ -110,11 +111,13 @@ def test_even_a_rollback_that_fails_leaves_nobody_waiting(database: Database) ->
         def execute(self, sql: str) -> None:
             if sql.startswith("BEGIN"):
                 return
-            raise sqlite3.OperationalError(sql)
+            raise driver.OperationalError(sql)
 
     writer = database._writer
     assert writer is not None
-    real, writer._connection = writer._connection, FailingDisk(writer._connection)
+    real: Any = writer._connection
+    failing: Any = FailingDisk(real)
+    writer._connection = failing
     for _ in range(2):
         with pytest.raises(StorageError):
             database.write(fail)
@@ -188,7 +191,7 @@ def test_reading_never_pins_the_log(database: Database) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: names(database), range(16)))
         database.write(insert("b"))
-        with closing(sqlite3.connect(database.folder / "picback.db", timeout=0)) as other:
+        with closing(driver.connect(database.folder / "picback.db", timeout=0)) as other:
             (checkpoint,) = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # Not busy, nothing left in the log, nothing left to copy.
@@ -206,7 +209,7 @@ def test_closing_leaves_one_file_and_no_log(tmp_path: Path) -> None:
 
 def test_closing_on_a_failing_disk_loses_nothing_that_was_committed(tmp_path: Path) -> None:
     def no_checkpoint(_action: int, pragma: str | None, *_: object) -> int:
-        return int(sqlite3.SQLITE_DENY if pragma == "wal_checkpoint" else sqlite3.SQLITE_OK)
+        return int(apsw.SQLITE_DENY if pragma == "wal_checkpoint" else apsw.SQLITE_OK)
 
     database = Database.own(tmp_path)
     database.write(insert("a"))
@@ -329,7 +332,7 @@ def test_a_full_disk_refuses_what_is_too_big_and_recovers_by_itself(database: Da
 
 def test_a_lock_held_too_long_by_another_is_told_as_busy(database: Database) -> None:
     database.write(lambda connection: connection.execute("PRAGMA busy_timeout=1").fetchall())
-    with closing(sqlite3.connect(database.folder / "picback.db", isolation_level=None)) as intruder:
+    with closing(driver.connect(database.folder / "picback.db")) as intruder:
         intruder.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(StorageBusyError):
@@ -342,11 +345,7 @@ def test_a_lock_held_too_long_by_another_is_told_as_busy(database: Database) -> 
 
 
 def test_a_lock_that_is_let_go_in_time_is_waited_for(database: Database) -> None:
-    with closing(
-        sqlite3.connect(
-            database.folder / "picback.db", isolation_level=None, check_same_thread=False
-        )
-    ) as intruder:
+    with closing(driver.connect(database.folder / "picback.db")) as intruder:
         intruder.execute("BEGIN IMMEDIATE")
         asked = ask(database, insert("a"))
         intruder.execute("ROLLBACK")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pysqlite3 import dbapi2 as sqlite3
 
-from storage import schema
+from storage import driver, schema
 from storage.database import Database
 from storage.errors import StorageError, UnusableDatabaseError
 from tests.storage.writing import insert, names
@@ -78,20 +77,20 @@ def test_a_start_that_died_before_the_version_was_written_is_finished(tmp_path: 
 
 
 def _foreign(file: Path) -> None:
-    with closing(sqlite3.connect(file)) as other:
+    with closing(driver.connect(file)) as other:
         other.execute("CREATE TABLE mine (a)")
         other.commit()
 
 
 def _foreign_of_the_same_version(file: Path) -> None:
     _foreign(file)
-    with closing(sqlite3.connect(file)) as other:
+    with closing(driver.connect(file)) as other:
         other.execute(f"PRAGMA user_version={schema.version()}")
 
 
 def _newer(file: Path) -> None:
     Database.own(file.parent).close()
-    with closing(sqlite3.connect(file)) as other:
+    with closing(driver.connect(file)) as other:
         other.execute(f"PRAGMA user_version={schema.version() + 1}")
 
 
@@ -117,7 +116,7 @@ def test_another_kind_of_file_is_refused_and_left_as_it_was(
 
 def _half_migrated_by_hand(file: Path) -> None:
     Database.own(file.parent).close()
-    with closing(sqlite3.connect(file)) as other:
+    with closing(driver.connect(file)) as other:
         other.execute("DROP TABLE _sqlite_migrations")
         other.commit()
 
@@ -160,7 +159,7 @@ def test_a_file_in_use_is_seen_to_be_open(database: Database) -> None:
 def test_a_sqlite_that_can_corrupt_databases_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 2))
+    monkeypatch.setattr(driver, "sqlite_version_info", (3, 51, 2))
 
     with pytest.raises(UnusableDatabaseError):
         Database.own(tmp_path)

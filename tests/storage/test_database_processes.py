@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from pysqlite3 import dbapi2 as sqlite3
 
+from storage import driver
 from storage.database import Database
 from storage.errors import FolderInUseError, StorageError, UnusableDatabaseError
 from storage.queries import Queries
@@ -153,7 +153,7 @@ def test_a_command_refuses_a_folder_without_a_database(tmp_path: Path) -> None:
 
 def test_a_command_refuses_a_database_that_its_server_has_yet_to_migrate(tmp_path: Path) -> None:
     Database.own(tmp_path).close()
-    with closing(sqlite3.connect(tmp_path / "picback.db")) as older:
+    with closing(driver.connect(tmp_path / "picback.db")) as older:
         older.execute("PRAGMA user_version=1")
 
     with pytest.raises(UnusableDatabaseError, match="start its serve first"):

@@ -38,9 +38,14 @@ def explained(store: Store) -> Iterator[dict[str, list[str]]]:
         return read(sql, parameters)
 
     store.database.read = read_and_explain  # type: ignore[method-assign]
-    store.database.write(lambda connection: connection.set_trace_callback(written.append))
+
+    def trace(cursor: Any, _sql: str, _bindings: Any) -> bool:
+        written.append(cursor.expanded_sql)
+        return True
+
+    store.database.write(lambda connection: setattr(connection, "exec_trace", trace))
     yield plans
-    store.database.write(lambda connection: connection.set_trace_callback(None))
+    store.database.write(lambda connection: setattr(connection, "exec_trace", None))
     for sql in written:
         if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
             explain(sql)

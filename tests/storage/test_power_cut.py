@@ -12,7 +12,7 @@ from storage.api_keys import SCOPES, ApiKeys
 from storage.database import Database
 from storage.images import Images, NewImage
 from storage.queries import Queries
-from tests.powercut import ApswDriver, Disk, RecordingVfs
+from tests.powercut import Disk, OtherDisk, RecordingVfs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +35,9 @@ def _recorded(
     disk = Disk({path.name: path.read_bytes() for path in folder.iterdir()})
     vfs = RecordingVfs(f"recording-{folder}", disk)
     # Small enough that many a cut falls into a checkpoint.
-    driver = ApswDriver(f"recording-{folder}", pragmas=["wal_autocheckpoint=8", *pragmas])
+    driver = OtherDisk(f"recording-{folder}", pragmas=["wal_autocheckpoint=8", *pragmas])
     with monkeypatch.context() as patch:
-        patch.setattr(storage.database, "sqlite3", driver)
+        patch.setattr(storage.database, "driver", driver)
         patch.setattr(storage.database, "_migrate", lambda _: None)  # it is migrated
         database = Database.own(folder)
         queries, images = Queries(database), Images(database)

@@ -303,12 +303,13 @@ def test_what_a_killed_process_or_a_reader_kept_in_the_log_is_wiped_at_the_next_
     monkeypatch.setattr("storage.database._BUSY_TIMEOUT", 0.0)
     with closing(Database.own(folder)) as database:
         create(ApiKeys(database))
-        reader = database._reader()
+        reader = database._readers.take()
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM setting").fetchall()
         hindered = ApiKeys(database, sealer=OLD).seal_secrets()
         log_then = (folder / "picback.db-wal").read_bytes()
         reader.execute("COMMIT")
+        database._readers.give_back(reader)
         again = ApiKeys(database, sealer=OLD).seal_secrets()
 
         assert Sealing(changed=1, wiped=False) == hindered

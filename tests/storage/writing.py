@@ -84,8 +84,12 @@ def busy_writer(database: Database) -> Iterator[list[str]]:
     statements: list[str] = []
     entered, leave = threading.Event(), threading.Event()
 
+    def trace(_cursor: Any, sql: str, _bindings: Any) -> bool:
+        statements.append(sql)
+        return True
+
     def wait(connection: Connection) -> None:
-        connection.set_trace_callback(statements.append)
+        connection.exec_trace = trace
         entered.set()
         leave.wait(PATIENCE)
         statements.clear()
