@@ -352,7 +352,13 @@ def _tagger_loader(config: Config, pictures: PictureReader) -> Callable[[], Tagg
 
             clarifai = config.clarifai
             tagger = ClarifaiTagger(
-                token=clarifai.token, base=clarifai.base, insecure=clarifai.insecure
+                token=clarifai.token,
+                base=clarifai.base,
+                insecure=clarifai.insecure,
+                user_id=clarifai.user,
+                app_id=clarifai.app,
+                model_id=clarifai.model,
+                model_version_id=clarifai.model_version,
             )
             return lambda: tagger
         case "local":

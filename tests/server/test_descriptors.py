@@ -158,7 +158,7 @@ def wait_until_closed(opened: list[socket.socket], count: int) -> None:
     poll = select.poll()
     waiting = {each.fileno(): each for each in opened}
     for each in opened:
-        each.setblocking(False)
+        each.settimeout(0)
         poll.register(each, select.POLLIN)
     while len(opened) - len(waiting) < count:
         ready = poll.poll(1000 * DEADLINE)
