@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 import ssl
 import threading
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,14 +16,15 @@ from dispatcher.deliverer import Failed, HttpDeliverer
 from dispatcher.local_resources import LACKING, LocalResourceError
 from dispatcher.shortage import Shortage
 from dispatcher.url_guard import UrlGuard
+from storage.database import Database
+from tests.descriptors import descriptors_left
 from tests.dispatcher.delivering import Bench
 from tests.fakes import START
 from tests.receiver import Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from storage.database import Database
 
 PUBLIC = "http://example.com/"
 LACKS = sorted(LACKING)
@@ -198,28 +196,6 @@ def test_an_address_that_could_not_be_tried_leaves_the_receiver_in_doubt() -> No
     assert [] == errors
 
 
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Leave this process *count* descriptors while the block runs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    in_use = {int(each.name) for each in Path("/dev/fd").iterdir()}
-    plugs: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(in_use) + 1 + count, hard))
-    try:
-        try:
-            while True:
-                plugs.append(os.dup(2))
-        except OSError:
-            pass
-        for _ in range(count):
-            os.close(plugs.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for plug in plugs:
-            os.close(plug)
-
-
 def test_idle_connections_are_closed_for_one_that_is_needed() -> None:
     with Receiver() as idle, Receiver() as busy:
         deliverer = HttpDeliverer(UrlGuard(allow=[idle.address, busy.address]))
@@ -273,6 +249,20 @@ def test_a_lack_opens_no_breaker_however_long_it_lasts(database: Database) -> No
     assert () == bench.query(query.id).attempts
     assert [] == bench.store.breakers.not_closed()
     assert bench.shortage.has_lasted(400)
+
+
+def test_a_database_that_cannot_be_opened_costs_no_attempt(database: Database) -> None:
+    bench = Bench(database)
+    query = bench.store.submit("dog")
+
+    def open_without_descriptors() -> None:
+        with descriptors_left(0):
+            Database.beside(database.folder)
+
+    bench.before_post = open_without_descriptors
+    bench.work()
+
+    assert () == bench.query(query.id).attempts
 
 
 def test_memory_that_a_body_lacks_costs_no_attempt(database: Database) -> None:
