@@ -51,7 +51,7 @@ def deliver(deliverer: HttpDeliverer, url: str = PUBLIC) -> object:
 @pytest.mark.parametrize("number", LACKS, ids=errno.errorcode.get)
 def test_a_lack_in_connecting_is_raised_and_is_no_outcome(number: int) -> None:
     deliverer = HttpDeliverer(
-        UrlGuard(allow=["127.0.0.1:80"]), connect=refusing(OSError(number, os.strerror(number)))
+        UrlGuard(allow=["127.0.0.1:80"]), begin=refusing(OSError(number, os.strerror(number)))
     )
 
     with pytest.raises(LocalResourceError, match=LACKING[number]):
@@ -63,7 +63,7 @@ def test_a_lack_in_looking_up_is_raised_and_is_no_outcome(number: int) -> None:
     deliverer = HttpDeliverer(
         UrlGuard(),
         resolver=refusing(OSError(number, os.strerror(number))),  # type: ignore[arg-type]
-        connect=no_such_call,
+        begin=no_such_call,
     )
 
     with pytest.raises(LocalResourceError, match=LACKING[number]):
@@ -100,14 +100,13 @@ class FailingSocket(socket.socket):
 def test_a_lack_on_an_open_connection_is_raised_and_is_no_outcome(
     operation: str, number: int
 ) -> None:
-    def connect(address: str, port: int, timeout: float) -> socket.socket:
-        del timeout
+    def begin(address: str, port: int) -> socket.socket:
         sock = FailingSocket(operation, OSError(number, os.strerror(number)))
         sock.connect((address, port))
         return sock
 
     with Receiver() as receiver:
-        deliverer = HttpDeliverer(UrlGuard(allow=[receiver.address]), connect=connect)
+        deliverer = HttpDeliverer(UrlGuard(allow=[receiver.address]), begin=begin)
         with pytest.raises(LocalResourceError, match=LACKING[number]):
             deliver(deliverer, receiver.url)
 
@@ -148,7 +147,7 @@ def test_a_thread_that_cannot_be_started_for_a_look_up_is_a_lack(
 )
 def test_what_the_network_does_is_an_outcome(error: OSError, reason: str) -> None:
     outcome = deliver(
-        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), connect=refusing(error)),
+        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), begin=refusing(error)),
         "http://127.0.0.1:80/",
     )
 
@@ -165,10 +164,10 @@ def test_numbers_of_other_libraries_are_not_taken_for_the_systems() -> None:
 def test_an_address_that_this_machine_has_no_address_for_is_no_lack_of_ports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dispatcher.dialer.has_route", lambda *_: False)
+    monkeypatch.setattr("dispatcher.happy_eyeballs.has_route", lambda *_: False)
     error = OSError(errno.EADDRNOTAVAIL, "cannot assign requested address")
     outcome = deliver(
-        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), connect=refusing(error)),
+        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), begin=refusing(error)),
         "http://127.0.0.1:80/",
     )
 
@@ -184,11 +183,11 @@ def test_loopback_has_a_route_and_a_malformed_address_has_none() -> None:
 def test_an_address_that_could_not_be_tried_leaves_the_receiver_in_doubt() -> None:
     errors = [OSError(errno.ENOBUFS, "none"), ConnectionRefusedError()]
 
-    def connect(*_: object) -> socket.socket:
+    def begin(*_: object) -> socket.socket:
         raise errors.pop(0)
 
     deliverer = HttpDeliverer(
-        UrlGuard(), resolver=lambda _host, _port: ["8.8.8.8", "8.8.4.4"], connect=connect
+        UrlGuard(), resolver=lambda _host, _port: ["8.8.8.8", "8.8.4.4"], begin=begin
     )
 
     with pytest.raises(LocalResourceError, match="socket buffers"):
