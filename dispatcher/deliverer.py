@@ -17,17 +17,18 @@ import h11
 import httpx
 
 from dispatcher.deadline import Deadline
-from dispatcher.dialer import Dialer, NameLookupError, connect_tcp
+from dispatcher.dialer import Dialer, NameLookupError
+from dispatcher.happy_eyeballs import begin_tcp
 from dispatcher.resolver import BoundedResolver, system_resolver
 from dispatcher.retry_after import parse_retry_after
 from dispatcher.transport import GuardedTransport
 from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from dispatcher.happy_eyeballs import Begin
     from dispatcher.url_guard import Resolver, UrlGuard
 
 #: Seconds for a whole attempt. Source: Standard Webhooks recommends 15 to 30.
@@ -107,7 +108,7 @@ class HttpDeliverer:
         timeout: Seconds for everything: look-up, connecting, TLS, sending, and reading the answer.
         user_agent: The header of that name.
         resolver: Looks names up; may hang.
-        connect: As `dialer.connect_tcp`.
+        begin: As `happy_eyeballs.begin_tcp`.
         ssl_context: Verifies receivers. None: the certificate authorities of ``certifi``.
         ca_file: Certificates (PEM) to trust as well, say of a company's own authority.
         max_idle_connections: Connections kept open while idle, over all receivers.
@@ -123,7 +124,7 @@ class HttpDeliverer:
         timeout: float = ATTEMPT_TIMEOUT,
         user_agent: str = "picback",
         resolver: Resolver = system_resolver,
-        connect: Callable[[str, int, float], socket.socket] = connect_tcp,
+        begin: Begin = begin_tcp,
         ssl_context: ssl.SSLContext | None = None,
         ca_file: Path | None = None,
         max_idle_connections: int = MAX_IDLE_CONNECTIONS,
@@ -145,7 +146,7 @@ class HttpDeliverer:
                 guard,
                 resolver=BoundedResolver(resolver),
                 ssl_context=ssl_context,
-                connect=connect,
+                begin=begin,
             ),
             max_idle=max_idle_connections,
             keep_idle=keep_idle,

@@ -1,54 +1,50 @@
 """Opening a connection to a vetted address of a host, and to nothing else.
 
-The rule a newcomer would break: a host is looked up once, all answers are vetted, one of exactly
-these is dialled, and the peer is vetted again. Look-up and connecting must not be left to anyone
+The rule a newcomer would break: a host is looked up once, all answers are vetted, only exactly
+these are dialled, and the peer is vetted again. Look-up and connecting must not be left to anyone
 who would look up a second time (DNS rebinding).
 """
 
 from __future__ import annotations
 
-import errno
 import socket
+import threading
+from collections import OrderedDict
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from dispatcher.local_resources import has_route, lack_of, local_resources
+from dispatcher.happy_eyeballs import Race, begin_tcp, interleaved, wait_for_any
+from dispatcher.local_resources import local_resources
 from dispatcher.stream import DeadlineStream
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from dispatcher.deadline import Deadline
-    from dispatcher.local_resources import LocalResourceError
+    from dispatcher.happy_eyeballs import Begin, Wait
     from dispatcher.resolver import BoundedResolver
     from dispatcher.url_guard import UrlGuard
 
-#: Addresses of one host that are tried in turn. All answers are vetted, however many.
-MAX_DIALLED = 4
+#: Hosts of which it is remembered which of their addresses worked.
+_MAX_REMEMBERED: Final = 4096
 
 
 class NameLookupError(OSError):
     """The host has no address, or nobody could say."""
 
 
-def connect_tcp(address: str, port: int, timeout: float) -> socket.socket:
-    """Return a socket that is connected to the IP literal *address*.
-
-    Raises:
-        OSError: There is none within *timeout* seconds.
-    """
-    return socket.create_connection((address, port), timeout)
-
-
 class Dialer:
-    """Opens connections. Immutable, safe to share between threads.
+    """Opens connections. Safe to share between threads.
+
+    It remembers which of a host's addresses worked, and tries that one first while DNS has it.
 
     Args:
         guard: Vets addresses.
         resolver: Looks names up.
         ssl_context: Verifies receivers; must check host names.
-        connect: As `connect_tcp`.
+        begin: As `begin_tcp`.
+        wait: As `wait_for_any`.
     """
 
     def __init__(
@@ -57,12 +53,15 @@ class Dialer:
         *,
         resolver: BoundedResolver,
         ssl_context: ssl.SSLContext,
-        connect: Callable[[str, int, float], socket.socket] = connect_tcp,
+        begin: Begin = begin_tcp,
+        wait: Wait = wait_for_any,
     ) -> None:
         self._guard = guard
         self._resolver = resolver
         self._ssl_context = ssl_context
-        self._connect = connect
+        self._begin = begin
+        self._wait = wait
+        self._worked = _Remembered()
 
     def dial(self, scheme: str, host: str, port: int, deadline: Deadline) -> DeadlineStream:
         """Return a stream to *host*, over TLS if *scheme* is ``https``.
@@ -74,7 +73,7 @@ class Dialer:
                 `TimeoutError`, `ConnectionRefusedError` or `ssl.SSLError`.
         """
         addresses = self._guard.vet(host, port, self._look_up(host, port, deadline))
-        sock = self._connect_to_one(addresses[:MAX_DIALLED], port, deadline)
+        sock = self._connect_to_any(host, port, addresses, deadline)
         try:
             self._guard.vet(host, port, [sock.getpeername()[0]])
             with local_resources():
@@ -101,25 +100,38 @@ class Dialer:
         except OSError as exc:
             raise NameLookupError(str(exc)) from exc
 
-    def _connect_to_one(self, addresses: list[str], port: int, deadline: Deadline) -> socket.socket:
-        """Try each of *addresses*, giving each a fair share of the time that is left."""
-        failure: OSError | None = None
-        lack: LocalResourceError | None = None
-        for untried, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-            try:
-                return self._connect(address, port, deadline.left() / untried)
-            except OSError as exc:
-                failure = exc
-                lack = _lack_of(exc, address, port) or lack
-        if lack is not None:  # one address that could not be tried leaves the receiver in doubt
-            raise lack from failure
-        raise failure or NameLookupError("no address")
+    def _connect_to_any(
+        self, host: str, port: int, addresses: Sequence[str], deadline: Deadline
+    ) -> socket.socket:
+        if not addresses:
+            msg = "no address"
+            raise NameLookupError(msg)
+        race = Race(port, deadline, begin=self._begin, wait=self._wait)
+        if len(addresses) == 1:
+            return race.run(addresses)[1]
+        worked = self._worked.get((host, port))
+        address, sock = race.run(sorted(interleaved(addresses), key=lambda each: each != worked))
+        self._worked.put((host, port), address)
+        return sock
 
 
-def _lack_of(error: OSError, address: str, port: int) -> LocalResourceError | None:
-    if error.errno == errno.EADDRNOTAVAIL and not has_route(address, port):
-        return None
-    return lack_of(error)
+class _Remembered:
+    """Which address of a host worked last, for the hosts that were asked for last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._addresses: OrderedDict[tuple[str, int], str] = OrderedDict()
+
+    def get(self, place: tuple[str, int]) -> str | None:
+        with self._lock:
+            return self._addresses.get(place)
+
+    def put(self, place: tuple[str, int], address: str) -> None:
+        with self._lock:
+            self._addresses[place] = address
+            self._addresses.move_to_end(place)
+            if len(self._addresses) > _MAX_REMEMBERED:
+                self._addresses.popitem(last=False)
 
 
 def _is_ip_literal(host: str) -> bool:

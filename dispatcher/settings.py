@@ -22,7 +22,8 @@ class DispatcherSettings:
     tagger_pause: tuple[float, float] = (1.0, 60.0)
     #: The same after an answer that only the operator can mend, such as a wrong token.
     tagger_operator_pause: tuple[float, float] = (60.0, 600.0)
-    #: An image that has waited this long for a tagger out of reach is FAILED.
+    #: An image that has waited this long for a tagger out of reach is FAILED. Counts from when
+    #: the operator last had to act, if that was later than the upload.
     tagging_give_up_after: float = 24 * 3600.0
 
     def __post_init__(self) -> None:

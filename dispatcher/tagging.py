@@ -1,7 +1,8 @@
 """Tagging: from a lease on images to their tags, or to trying later.
 
 The tagger is one for all images. When it is out of reach nothing is wrong with any image,
-so the whole lane pauses, longer each time, instead of every image trying for itself.
+so the whole lane pauses, longer each time, instead of every image trying for itself. An image
+is given up after a day of that, unless the operator has to act first: such time does not count.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class TaggingWorker:
         self._lock = threading.Lock()
         self._failures = 0
         self._paused_until = 0
+        #: When the tagger failed last in a way that only the operator can correct.
+        self._blocked_at = images.tagging_blocked_at()
 
     @property
     def is_paused(self) -> bool:
@@ -82,6 +85,7 @@ class TaggingWorker:
         if not present:
             return
         outcomes = self._ask(contents)
+        self._note_block(outcomes, on=present[0].id)
         self._pause_or_resume(outcomes)
         settlements = [
             (lease, self._settlement(lease, outcome))
@@ -118,14 +122,20 @@ class TaggingWorker:
 
     def _later(self, lease: TaggingLease, outcome: Unavailable) -> TaggingFailed | TagLater:
         now = self._clock()
-        waited = (now - lease.pending_since) / 1000
-        if waited >= self._settings.tagging_give_up_after:
+        waited = (now - max(lease.pending_since, self._blocked_at)) / 1000
+        if waited >= self._settings.tagging_give_up_after and not outcome.operator:
             logger.error("image.given_up", extra={"image": lease.id, "detail": outcome.message})
             return TaggingFailed(reason="TAGGER_UNAVAILABLE", message=outcome.message)
         # Wait as long again as it has waited: the attempts thin out by themselves.
         shortest, longest = self._settings.tagger_pause
         delay = max(outcome.retry_after or 0.0, min(max(waited, shortest), longest))
         return TagLater(due_at=now + round(delay * 1000))
+
+    def _note_block(self, outcomes: Sequence[Outcome], *, on: str) -> None:
+        if any(isinstance(outcome, Unavailable) and outcome.operator for outcome in outcomes):
+            self._blocked_at = now = self._clock()
+            # A restart does not forget it: what waited through it would be given up at once.
+            self._patience.insist(partial(self._images.note_tagging_blocked, now=now), on=on)
 
     def _pause_or_resume(self, outcomes: Sequence[Outcome]) -> None:
         unavailable = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]

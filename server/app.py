@@ -21,8 +21,9 @@ from analysis.pictures import PictureReader
 from analysis.taggers import TaggerLoadError
 from dispatcher import Dispatcher, HttpDeliverer, UrlGuard, new_secret
 from picback.v1 import image_service_pb2, image_service_pb2_grpc
-from server import descriptors, listeners, reflection
+from server import descriptors, reflection
 from server.config import ConfigError
+from server.connections import ConnectionGuard, defer_accept
 from server.health import HealthServicer
 from server.interceptors import Interceptor
 from server.keyring import Keyring
@@ -119,7 +120,8 @@ class App:
         self._health = HealthServicer([_SERVICE], most_watchers=_MOST_HEALTH_WATCHERS)
         self._server, self._pools = self._make_server(config, clock)
         self.port = _bind(self._server, config)
-        listeners.defer_accept(self.port)
+        defer_accept(self.port)
+        self._connections = ConnectionGuard(self.port, most=self._budget.callers)
 
         guard = _make_guard(config)
         pictures = PictureReader(max_pixels=config.max_image_pixels)
@@ -203,6 +205,7 @@ class App:
             undo.pop_all()
         self._health.set_serving(serving=True)
         self._overseer.start()
+        self._connections.start()
         logger.info(
             "server.started",
             extra={"address": self.address, "tagger": self._config.tagger_in_use},
@@ -218,6 +221,7 @@ class App:
         self._stopping.set()
         if self._overseer.is_alive():
             self._overseer.join()  # it must not say SERVING again
+        self._connections.stop()
         # Streams first: open ones would hold `stop` for the whole grace.
         self._health.end()
         self._queries.changes.wake_all()
@@ -352,7 +356,13 @@ def _tagger_loader(config: Config, pictures: PictureReader) -> Callable[[], Tagg
 
             clarifai = config.clarifai
             tagger = ClarifaiTagger(
-                token=clarifai.token, base=clarifai.base, insecure=clarifai.insecure
+                token=clarifai.token,
+                base=clarifai.base,
+                insecure=clarifai.insecure,
+                user_id=clarifai.user,
+                app_id=clarifai.app,
+                model_id=clarifai.model,
+                model_version_id=clarifai.model_version,
             )
             return lambda: tagger
         case "local":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 
 _DAY: Final = 86_400
+#: Ours, so that a URL or a name with spaces is refused here and not by each image.
+_CLARIFAI_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 #: Smallest and largest values that make sense.
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "max_image_bytes": (1, 500_000_000),  # SQLite's and gRPC's own limits lie above
@@ -38,6 +41,22 @@ class ClarifaiSettings:
     base: str | None = None
     #: Without TLS: for a stand-in on this machine.
     insecure: bool = False
+    #: The model, by its id, and that of the app that it is in and of the app's owner.
+    model: str = "general-image-recognition"
+    user: str = "clarifai"
+    app: str = "main"
+    #: None for the newest.
+    model_version: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "user", "app", "model_version"):
+            value = getattr(self, name)
+            if value is not None and not _CLARIFAI_ID.fullmatch(value):
+                msg = (
+                    f"clarifai_{name} must be an id of 1 to 100 letters, digits, dots, dashes and "
+                    f"underscores, not {value!r}"
+                )
+                raise ConfigError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,33 @@ _GARBAGE: Final = 10_000
     help="Reach it without TLS: for a stand-in on this machine.",
 )
 @click.option(
+    "--clarifai-model",
+    envvar="PICBACK_CLARIFAI_MODEL",
+    show_envvar=True,
+    default=ClarifaiSettings().model,
+    help="The id of Clarifai's model.",
+)
+@click.option(
+    "--clarifai-model-version",
+    envvar="PICBACK_CLARIFAI_MODEL_VERSION",
+    show_envvar=True,
+    help="The id of the model's version. Without it, the newest, which may change from day to day.",
+)
+@click.option(
+    "--clarifai-user",
+    envvar="PICBACK_CLARIFAI_USER",
+    show_envvar=True,
+    default=ClarifaiSettings().user,
+    help="The id of the user whose app the model is in.",
+)
+@click.option(
+    "--clarifai-app",
+    envvar="PICBACK_CLARIFAI_APP",
+    show_envvar=True,
+    default=ClarifaiSettings().app,
+    help="The id of the app that the model is in.",
+)
+@click.option(
     "--pipeline",
     envvar="PICBACK_PIPELINE",
     show_envvar=True,
@@ -299,6 +326,10 @@ def _config(options: dict[str, Any]) -> Config:
             token=read_secret(token_file, "token") if token_file else options["clarifai_pat"],
             base=options["clarifai_base"] or None,
             insecure=options["clarifai_insecure"],
+            model=options["clarifai_model"],
+            model_version=options["clarifai_model_version"] or None,
+            user=options["clarifai_user"],
+            app=options["clarifai_app"],
         ),
         allow_callback=options["allow_callback"],
         callback_ca=options["callback_ca"],

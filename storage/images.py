@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from storage import requests, tags
+from storage import requests, settings, tags
 from storage.changes import Changes
 from storage.errors import ImageNotFoundError
 from storage.ids import new_id
@@ -28,6 +28,8 @@ _COLUMNS: Final = (
     "seq, id, sha256, media_type, size_bytes, width, height, state,"
     " failure_reason, failure_message, created_at"
 )
+#: The setting that holds when only the operator could have made tagging work, the last time.
+_BLOCKED_AT: Final = "tagging_blocked_at"
 #: Images whose files are known without asking: half a kilobyte each.
 _FILES: Final = 4096
 
@@ -293,6 +295,14 @@ class Images:
         rows = self._database.read("SELECT min(due_at) FROM image WHERE due_at IS NOT NULL")
         due_at = rows[0][0]
         return None if due_at is None else int(due_at)
+
+    def tagging_blocked_at(self) -> int:
+        """Return when `note_tagging_blocked` was called last (milliseconds); 0 for never."""
+        return int(settings.get(self._database, _BLOCKED_AT) or 0)
+
+    def note_tagging_blocked(self, *, now: int) -> None:
+        """Store that the operator's action is what tagging waited for at *now* (milliseconds)."""
+        settings.put(self._database, _BLOCKED_AT, b"%d" % now)
 
     def settle_tagging(
         self, outcomes: Sequence[tuple[TaggingLease, TagsFound | TaggingFailed | TagLater]]

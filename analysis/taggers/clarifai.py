@@ -17,6 +17,7 @@ from clarifai_grpc.grpc.api import resources_pb2, service_pb2
 
 from analysis.taggers import Tagged, TaggerLoadError, Unavailable
 from analysis.taggers.clarifai_answers import read_answer
+from analysis.taggers.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 
 #: Where Clarifai's public API is.
 DEFAULT_BASE = "api.clarifai.com"
+
+#: The model that is asked unless another one is named, by its own id and its app's and owner's.
+DEFAULT_MODEL = "general-image-recognition"
+DEFAULT_USER = "clarifai"
+DEFAULT_APP = "main"
+
+# Requests per second, and at once after a pause: together fewer in any second than the 15 beyond
+# which Clarifai throttles. Source: docs.clarifai.com, "Rate Limits".
+_RATE = 10.0
+_BURST = 4
 
 #: Most bytes of images in one request. Clarifai takes 128 MB; this keeps our copies of them small.
 #: An image beyond goes alone. Source: docs.clarifai.com, "Upload inputs".
@@ -75,14 +86,15 @@ class ClarifaiTagger:
         base: str | None = None,
         insecure: bool = False,
         ca_file: Path | None = None,
-        user_id: str = "clarifai",
-        app_id: str = "main",
-        model_id: str = "general-image-recognition",
+        user_id: str = DEFAULT_USER,
+        app_id: str = DEFAULT_APP,
+        model_id: str = DEFAULT_MODEL,
         model_version_id: str | None = None,
         max_concepts: int = 20,
         min_value: float = 0.0,
         batch_size: int = 32,
         clock: Callable[[], float] = time.monotonic,
+        pace: Pace | None = None,
     ) -> None:
         """Prepare a channel; whether Clarifai is there and takes the token shows at the first image.
 
@@ -99,6 +111,7 @@ class ClarifaiTagger:
             min_value: Concepts below, 0 to 1, are left out.
             batch_size: Most images per request; Clarifai takes 128.
             clock: Seconds, monotonic.
+            pace: When requests may begin. None: below what Clarifai throttles.
 
         Raises:
             TaggerLoadError: Token, base or file cannot be right.
@@ -110,6 +123,7 @@ class ClarifaiTagger:
             raise TaggerLoadError(msg)
         self._metadata = (("authorization", f"Key {self._token}"),)
         self._clock = clock
+        self._pace = pace or Pace(_RATE, burst=_BURST)
         self._head = service_pb2.PostModelOutputsRequest(
             user_app_id=resources_pb2.UserAppIDSet(user_id=user_id, app_id=app_id),
             model_id=model_id,
@@ -151,20 +165,24 @@ class ClarifaiTagger:
         return [self._hushed(outcome) for outcome in outcomes if outcome]
 
     def close(self) -> None:
-        """Close the connection; calls under way end as `Unavailable`."""
+        """Close the connection; calls that wait or are in flight end as `Unavailable`."""
+        self._pace.close()
         self._channel.close()
 
     def _ask(self, contents: list[bytes], deadline: float) -> Answer:
         """Send one request."""
         remaining = deadline - self._clock()
-        if remaining <= 0:
+        waited = self._pace.take(timeout=remaining) if remaining > 0 else None
+        if waited is None:
             return Unavailable("no time was left to ask Clarifai")
         request = service_pb2.PostModelOutputsRequest()
         request.CopyFrom(self._head)
         for content in contents:
             request.inputs.add().data.image.base64 = content  # over gRPC: the bytes themselves
         try:
-            response = self._post_model_outputs(request, timeout=remaining, metadata=self._metadata)
+            response = self._post_model_outputs(
+                request, timeout=remaining - waited, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
             message = f"Clarifai: {code.name}: {details}"

@@ -60,26 +60,90 @@ _VERDICTS = {
     # Also what the good images of a request get when Clarifai fails all for one bad image.
     codes.INPUT_FAILED: Verdict.ALONE,
     codes.RPC_MAX_MESSAGE_SIZE_EXCEEDED: Verdict.ALONE,
-    codes.CONN_ACCOUNT_ISSUES: Verdict.OPERATOR,
-    codes.CONN_TOKEN_INVALID: Verdict.OPERATOR,
-    codes.CONN_CREDENTIALS_INVALID: Verdict.OPERATOR,
-    codes.CONN_EXCEED_MONTHLY_LIMIT: Verdict.OPERATOR,
-    codes.CONN_EXCEEDS_LIMITS: Verdict.OPERATOR,
-    codes.CONN_INSUFFICIENT_SCOPES: Verdict.OPERATOR,
-    codes.CONN_KEY_INVALID: Verdict.OPERATOR,
-    codes.CONN_KEY_NOT_FOUND: Verdict.OPERATOR,
-    codes.CONN_DOES_NOT_EXIST: Verdict.OPERATOR,
-    codes.CONN_NO_GDPR_CONSENT: Verdict.OPERATOR,
-    codes.CONN_AUTH_METHOD_DISABLED: Verdict.OPERATOR,
-    codes.MODEL_DOES_NOT_EXIST: Verdict.OPERATOR,
-    codes.MODEL_PERMISSION_DENIED: Verdict.OPERATOR,
-    codes.LICENSE_DOES_NOT_EXIST: Verdict.OPERATOR,
-    codes.LICENSE_NEED_UPDATE: Verdict.OPERATOR,
-    codes.LICENSE_EXPIRED: Verdict.OPERATOR,
-    codes.LICENSE_REVOKED: Verdict.OPERATOR,
-    codes.LICENSE_DELETED: Verdict.OPERATOR,
-    codes.LICENSE_VOLUME_EXCEEDED: Verdict.OPERATOR,
 }
+
+# What only the operator can correct: the account, its payment and its rights, the configured model
+# and what it runs on, and requests that Clarifai does not understand at all, which come from a
+# wrong base or a version of picback that is too old. No image has a part in any of them.
+_OPERATOR = frozenset(
+    {
+        codes.NOT_IMPLEMENTED,
+        codes.MOVED,
+        codes.CONN_ACCOUNT_ISSUES,
+        codes.CONN_TOKEN_INVALID,
+        codes.CONN_CREDENTIALS_INVALID,
+        codes.CONN_EXCEED_MONTHLY_LIMIT,
+        codes.CONN_EXCEEDS_LIMITS,
+        codes.CONN_INSUFFICIENT_SCOPES,
+        codes.CONN_KEY_INVALID,
+        codes.CONN_KEY_NOT_FOUND,
+        codes.CONN_BAD_REQUEST_FORMAT,
+        codes.CONN_DOES_NOT_EXIST,
+        codes.CONN_INVALID_REQUEST,
+        codes.CONN_METHOD_NOT_ALLOWED,
+        codes.CONN_NO_GDPR_CONSENT,
+        codes.CONN_INVALID_RANGE,
+        codes.CONN_AUTH_METHOD_DISABLED,
+        codes.RPC_UNKNOWN_METHOD,
+        codes.INPUT_PERMISSION_DENIED,
+        codes.SIGNUP_FLAGGED,
+        codes.USER_FLAGGED,
+        codes.USER_CONSENT_FACE,
+        codes.SSO_IDENTITY_PROVIDER_DOES_NOT_EXIST,
+        codes.AUTH_MISSING_IDP_ASSOC,
+        codes.FEATUREFLAG_CONFIG_NOT_FOUND,
+        codes.FEATUREFLAG_INVALID_ARGUMENT,
+        codes.FEATUREFLAG_BLOCKED,
+        codes.FEATUREFLAG_NOT_FOUND,
+        codes.BILLING_INVALID_INFO,
+        codes.BILLING_MISSING_TOKENS,
+        codes.BILLING_UNCATEGORIZED,
+        codes.LICENSE_DOES_NOT_EXIST,
+        codes.LICENSE_NEED_UPDATE,
+        codes.LICENSE_EXPIRED,
+        codes.LICENSE_REVOKED,
+        codes.LICENSE_DELETED,
+        codes.LICENSE_VOLUME_EXCEEDED,
+        codes.MODEL_DOES_NOT_EXIST,
+        codes.MODEL_PERMISSION_DENIED,
+        codes.MODEL_INVALID_ARGUMENT,
+        codes.MODEL_INVALID_REQUEST,
+        codes.MODEL_UNTRAINED,
+        codes.MODEL_UPLOADING_FAILED,
+        codes.MODEL_TRAINING_FAILED,
+        codes.MODEL_TRAINING_NO_DATA,
+        codes.MODEL_TRAINING_NO_POSITIVES,
+        codes.MODEL_TRAINING_ONE_VS_N_SINGLE_CLASS,
+        codes.MODEL_TRAINING_TIMED_OUT,
+        codes.MODEL_TRAINING_WAITING_ERROR,
+        codes.MODEL_TRAINING_UNKNOWN_ERROR,
+        codes.MODEL_TRAINING_INSUFFICIENT_DATA,
+        codes.MODEL_TRAINING_INVALID_PARAMS,
+        codes.MODEL_TRAINING_INVALID_DATA_TOLERANCE_EXCEEDED,
+        codes.MODEL_BUILDING_FAILED,
+        codes.MODEL_BUILD_UNEXPECTED_ERROR,
+        codes.MODEL_DEPLOYMENT_FAILED,
+        codes.MODEL_NOT_DEPLOYED,
+        codes.MODEL_REFERENCE_INVALID_ARGUMENT,
+        codes.RUNNER_DOES_NOT_EXIST,
+        codes.RUNNER_PERMISSION_DENIED,
+        codes.RUNNER_INVALID_ARGUMENT,
+        codes.RUNNER_INVALID_REQUEST,
+        codes.NODEPOOL_DOES_NOT_EXIST,
+        codes.NODEPOOL_INVALID_ARGUMENT,
+        codes.NODEPOOL_INVALID_REQUEST,
+        codes.COMPUTE_CLUSTER_DOES_NOT_EXIST,
+        codes.COMPUTE_CLUSTER_INVALID_ARGUMENT,
+        codes.COMPUTE_CLUSTER_INVALID_REQUEST,
+        codes.DEPLOYMENT_DOES_NOT_EXIST,
+        codes.DEPLOYMENT_INVALID_ARGUMENT,
+        codes.DEPLOYMENT_INVALID_REQUEST,
+        codes.DEPLOYMENT_DISABLED,
+        codes.INSTANCE_TYPE_DOES_NOT_EXIST,
+        codes.INSTANCE_TYPE_INVALID_ARGUMENT,
+        codes.INSTANCE_TYPE_INVALID_REQUEST,
+    }
+)
 
 # Seconds to leave Clarifai alone.
 _PAUSES = {
@@ -135,8 +199,15 @@ def _named(concepts: Iterable[Any]) -> Iterable[tuple[str, int]]:
             yield name, confidence
 
 
+def verdict_on(code: int) -> Verdict:
+    """Return what to do after a status of *code*, which is not success."""
+    if code in _OPERATOR:
+        return Verdict.OPERATOR
+    return _VERDICTS.get(code, Verdict.WAIT)
+
+
 def _failed(status: Any, *, alone: bool) -> Refused | Unavailable | None:
-    verdict = _VERDICTS.get(status.code, Verdict.WAIT)
+    verdict = verdict_on(status.code)
     if not alone and (verdict is Verdict.ALONE or status.code == codes.FAILURE):
         return None
     message = _message(status)

@@ -13,6 +13,8 @@ from clarifai_grpc.grpc.api.status import status_code_pb2 as codes
 
 from analysis.taggers import Refused, Tag, Tagged, TaggerLoadError, Unavailable
 from analysis.taggers.clarifai import MAX_REQUEST_BYTES, ClarifaiTagger
+from analysis.taggers.pace import Pace
+from tests.analysis.test_pace import PassingClock
 from tests.fake_clarifai import MODEL_VERSION_ID, FakeClarifai
 
 if TYPE_CHECKING:
@@ -249,24 +251,54 @@ def test_what_may_pass_is_unavailable_and_not_asked_twice(
     assert [seen(CAT)] == tagger.tag([CAT], timeout=TIMEOUT)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        codes.CONN_ACCOUNT_ISSUES,
-        codes.CONN_TOKEN_INVALID,
-        codes.CONN_CREDENTIALS_INVALID,
-        codes.CONN_EXCEED_MONTHLY_LIMIT,
-        codes.CONN_EXCEEDS_LIMITS,
-        codes.CONN_INSUFFICIENT_SCOPES,
-        codes.CONN_KEY_NOT_FOUND,
-        codes.CONN_DOES_NOT_EXIST,
-        codes.CONN_NO_GDPR_CONSENT,
-        codes.CONN_AUTH_METHOD_DISABLED,
-        codes.MODEL_DOES_NOT_EXIST,
-        codes.MODEL_PERMISSION_DENIED,
-        codes.LICENSE_EXPIRED,
-    ],
+#: Passing states and faults of Clarifai's own, in families whose other codes are the operator's.
+PASSING = {
+    codes.CONN_EXCEED_HOURLY_LIMIT,
+    codes.CONN_THROTTLED,
+    codes.CONN_UNCATEGORIZED,
+    codes.LICENSE_ACTIVE,
+}
+#: Families of codes that are about the account, its rights, its payment or the model's machines.
+OPERATORS_FAMILIES = (
+    "AUTH_",
+    "BILLING_",
+    "COMPUTE_CLUSTER_",
+    "CONN_",
+    "DEPLOYMENT_",
+    "FEATUREFLAG_",
+    "INSTANCE_TYPE_",
+    "LICENSE_",
+    "NODEPOOL_",
+    "SSO_",
+    "USER_",
 )
+OPERATORS = {
+    number
+    for name, number in codes.StatusCode.items()
+    if name.startswith(OPERATORS_FAMILIES) and number not in PASSING
+} | {
+    codes.NOT_IMPLEMENTED,
+    codes.MOVED,
+    codes.RPC_UNKNOWN_METHOD,
+    codes.INPUT_PERMISSION_DENIED,
+    codes.SIGNUP_FLAGGED,
+    codes.MODEL_DOES_NOT_EXIST,
+    codes.MODEL_PERMISSION_DENIED,
+    codes.MODEL_INVALID_ARGUMENT,
+    codes.MODEL_INVALID_REQUEST,
+    codes.MODEL_UNTRAINED,
+    codes.MODEL_DEPLOYMENT_FAILED,
+    codes.MODEL_NOT_DEPLOYED,
+    codes.RUNNER_DOES_NOT_EXIST,
+    codes.RUNNER_PERMISSION_DENIED,
+}
+
+
+def test_the_codes_of_bug_reports_are_among_the_operators() -> None:
+    assert {69000, 69001, 99005, 46006, 21202, 11100, 11102} <= OPERATORS
+
+
+@pytest.mark.parametrize("code", sorted(OPERATORS), ids=codes.StatusCode.Name)
 def test_what_only_the_operator_can_mend_says_so(
     clarifai: FakeClarifai, tagger: ClarifaiTagger, code: int
 ) -> None:
@@ -364,6 +396,43 @@ def test_the_timeout_is_for_all_requests_of_a_call_together(clarifai: FakeClarif
 
     assert seen(CAT) == cat
     assert Unavailable("no time was left to ask Clarifai") == dog
+
+
+def test_requests_wait_for_their_turn_and_none_is_throttled(clarifai: FakeClarifai) -> None:
+    clock = PassingClock()
+    tagger = ClarifaiTagger(
+        token=clarifai.key,
+        base=clarifai.base,
+        insecure=True,
+        batch_size=1,
+        pace=Pace(8, burst=2, clock=clock, wait=clock.wait),
+    )
+
+    outcomes = tagger.tag([CAT] * 5, timeout=TIMEOUT)
+    tagger.close()
+
+    assert [seen(CAT)] * 5 == outcomes
+    assert [0.125] * 3 == clock.waits
+
+
+def test_images_whose_turn_would_come_too_late_are_unavailable_at_once(
+    clarifai: FakeClarifai,
+) -> None:
+    clock = PassingClock()
+    tagger = ClarifaiTagger(
+        token=clarifai.key,
+        base=clarifai.base,
+        insecure=True,
+        batch_size=1,
+        pace=Pace(0.01, burst=1, clock=clock, wait=clock.wait),
+    )
+
+    cat, dog = tagger.tag([CAT, DOG], timeout=TIMEOUT)
+    tagger.close()
+
+    assert seen(CAT) == cat
+    assert Unavailable("no time was left to ask Clarifai") == dog
+    assert [] == clock.waits
 
 
 def test_an_outage_is_unavailable_and_passes(

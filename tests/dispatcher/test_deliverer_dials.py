@@ -66,8 +66,7 @@ class Network:
         self.looked_up.append(host)
         return list(self._addresses)
 
-    def connect(self, address: str, port: int, timeout: float) -> socket.socket:
-        del timeout
+    def connect(self, address: str, port: int) -> socket.socket:
         self.dialled.append((address, port))
         sender, self._receiver = socket.socketpair()
         self._receiver.sendall(ANSWER)
@@ -108,7 +107,7 @@ def deliver(url: str, guard: UrlGuard, network: Network) -> Answered | Failed:
     authority = _Authority(ssl.PROTOCOL_TLS_CLIENT)
     authority.network = network
     deliverer = HttpDeliverer(
-        guard, resolver=network.resolve, connect=network.connect, ssl_context=authority
+        guard, resolver=network.resolve, begin=network.connect, ssl_context=authority
     )
     with closing(deliverer):
         return deliverer.deliver(url, headers={}, body=[])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from dispatcher.deadline import Deadline
-from dispatcher.dialer import MAX_DIALLED, Dialer
+from dispatcher.dialer import Dialer
 from dispatcher.resolver import BoundedResolver
 from dispatcher.url_guard import ForbiddenCallbackError, UrlGuard
 from tests.fault_server import FaultServer, hang
@@ -23,7 +23,7 @@ PUBLIC = "8.8.8.8"
 
 
 class Network:
-    """A network in which every dial ends as scripted, and a clock that dialling moves.
+    """A network in which every dial ends as scripted.
 
     Answers and peers are given out in turn; the last one stays.
     """
@@ -38,7 +38,7 @@ class Network:
     ) -> None:
         self.now = 0.0
         self.looked_up: list[str] = []
-        self.dialled: list[tuple[str, float]] = []
+        self.dialled: list[str] = []
         self._server = server
         self._answers = list(answers)
         self._peers = list(peers)
@@ -49,7 +49,7 @@ class Network:
             guard or UrlGuard(),
             resolver=BoundedResolver(self.resolve),
             ssl_context=ssl.create_default_context(),
-            connect=self.connect,
+            begin=self.connect,
         )
 
     def deadline(self, seconds: float) -> Deadline:
@@ -61,14 +61,11 @@ class Network:
         answer = _next(self._answers)
         return list(answer)
 
-    def connect(self, address: str, port: int, timeout: float) -> socket.socket:
+    def connect(self, address: str, port: int) -> socket.socket:
         del port
-        self.dialled.append((address, timeout))
+        self.dialled.append(address)
         if self._failures:
-            failure = self._failures.pop(0)
-            if isinstance(failure, TimeoutError):
-                self.now += timeout
-            raise failure
+            raise self._failures.pop(0)
         assert self._server is not None
         sock = _SocketWithPeer(_next(self._peers))
         sock.connect(("127.0.0.1", self._server.port))
@@ -103,7 +100,7 @@ def test_a_name_is_looked_up_once_and_exactly_its_vetted_address_is_dialled(
     network.dialer().dial("http", "example.com", 80, network.deadline(15)).close()
 
     assert ["example.com."] == network.looked_up
-    assert [(PUBLIC, 15)] == network.dialled
+    assert [PUBLIC] == network.dialled
 
 
 def test_a_later_connection_is_vetted_anew(server: FaultServer) -> None:
@@ -140,30 +137,7 @@ def test_a_literal_address_is_not_looked_up(server: FaultServer, host: str) -> N
     network.dialer().dial("http", host, 80, network.deadline(15)).close()
 
     assert [] == network.looked_up
-    assert host == network.dialled[0][0]
-
-
-def test_addresses_share_the_time_that_is_left_fairly(server: FaultServer) -> None:
-    network = Network(
-        server,
-        answers=[("8.8.8.1", "8.8.8.2", "8.8.8.3")],
-        failures=[TimeoutError(), ConnectionRefusedError()],
-    )
-    network.dialer().dial("http", "example.com", 80, network.deadline(15)).close()
-
-    assert [("8.8.8.1", 5), ("8.8.8.2", 5), ("8.8.8.3", 10)] == network.dialled
-
-
-def test_only_the_first_few_addresses_are_tried(server: FaultServer) -> None:
-    network = Network(
-        server,
-        answers=[[f"8.8.8.{n}" for n in range(1, 200)]],
-        failures=[ConnectionRefusedError()] * 199,
-    )
-
-    with pytest.raises(ConnectionRefusedError):
-        network.dialer().dial("http", "example.com", 80, network.deadline(15))
-    assert MAX_DIALLED == len(network.dialled)
+    assert [host] == network.dialled
 
 
 @pytest.mark.parametrize(

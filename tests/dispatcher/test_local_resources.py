@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 import ssl
 import threading
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,14 +16,15 @@ from dispatcher.deliverer import Failed, HttpDeliverer
 from dispatcher.local_resources import LACKING, LocalResourceError
 from dispatcher.shortage import Shortage
 from dispatcher.url_guard import UrlGuard
+from storage.database import Database
+from tests.descriptors import descriptors_left
 from tests.dispatcher.delivering import Bench
 from tests.fakes import START
 from tests.receiver import Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from storage.database import Database
 
 PUBLIC = "http://example.com/"
 LACKS = sorted(LACKING)
@@ -53,7 +51,7 @@ def deliver(deliverer: HttpDeliverer, url: str = PUBLIC) -> object:
 @pytest.mark.parametrize("number", LACKS, ids=errno.errorcode.get)
 def test_a_lack_in_connecting_is_raised_and_is_no_outcome(number: int) -> None:
     deliverer = HttpDeliverer(
-        UrlGuard(allow=["127.0.0.1:80"]), connect=refusing(OSError(number, os.strerror(number)))
+        UrlGuard(allow=["127.0.0.1:80"]), begin=refusing(OSError(number, os.strerror(number)))
     )
 
     with pytest.raises(LocalResourceError, match=LACKING[number]):
@@ -65,7 +63,7 @@ def test_a_lack_in_looking_up_is_raised_and_is_no_outcome(number: int) -> None:
     deliverer = HttpDeliverer(
         UrlGuard(),
         resolver=refusing(OSError(number, os.strerror(number))),  # type: ignore[arg-type]
-        connect=no_such_call,
+        begin=no_such_call,
     )
 
     with pytest.raises(LocalResourceError, match=LACKING[number]):
@@ -102,14 +100,13 @@ class FailingSocket(socket.socket):
 def test_a_lack_on_an_open_connection_is_raised_and_is_no_outcome(
     operation: str, number: int
 ) -> None:
-    def connect(address: str, port: int, timeout: float) -> socket.socket:
-        del timeout
+    def begin(address: str, port: int) -> socket.socket:
         sock = FailingSocket(operation, OSError(number, os.strerror(number)))
         sock.connect((address, port))
         return sock
 
     with Receiver() as receiver:
-        deliverer = HttpDeliverer(UrlGuard(allow=[receiver.address]), connect=connect)
+        deliverer = HttpDeliverer(UrlGuard(allow=[receiver.address]), begin=begin)
         with pytest.raises(LocalResourceError, match=LACKING[number]):
             deliver(deliverer, receiver.url)
 
@@ -150,7 +147,7 @@ def test_a_thread_that_cannot_be_started_for_a_look_up_is_a_lack(
 )
 def test_what_the_network_does_is_an_outcome(error: OSError, reason: str) -> None:
     outcome = deliver(
-        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), connect=refusing(error)),
+        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), begin=refusing(error)),
         "http://127.0.0.1:80/",
     )
 
@@ -167,10 +164,10 @@ def test_numbers_of_other_libraries_are_not_taken_for_the_systems() -> None:
 def test_an_address_that_this_machine_has_no_address_for_is_no_lack_of_ports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dispatcher.dialer.has_route", lambda *_: False)
+    monkeypatch.setattr("dispatcher.happy_eyeballs.has_route", lambda *_: False)
     error = OSError(errno.EADDRNOTAVAIL, "cannot assign requested address")
     outcome = deliver(
-        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), connect=refusing(error)),
+        HttpDeliverer(UrlGuard(allow=["127.0.0.1:80"]), begin=refusing(error)),
         "http://127.0.0.1:80/",
     )
 
@@ -186,38 +183,16 @@ def test_loopback_has_a_route_and_a_malformed_address_has_none() -> None:
 def test_an_address_that_could_not_be_tried_leaves_the_receiver_in_doubt() -> None:
     errors = [OSError(errno.ENOBUFS, "none"), ConnectionRefusedError()]
 
-    def connect(*_: object) -> socket.socket:
+    def begin(*_: object) -> socket.socket:
         raise errors.pop(0)
 
     deliverer = HttpDeliverer(
-        UrlGuard(), resolver=lambda _host, _port: ["8.8.8.8", "8.8.4.4"], connect=connect
+        UrlGuard(), resolver=lambda _host, _port: ["8.8.8.8", "8.8.4.4"], begin=begin
     )
 
     with pytest.raises(LocalResourceError, match="socket buffers"):
         deliver(deliverer)
     assert [] == errors
-
-
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Leave this process *count* descriptors while the block runs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    in_use = {int(each.name) for each in Path("/dev/fd").iterdir()}
-    plugs: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(in_use) + 1 + count, hard))
-    try:
-        try:
-            while True:
-                plugs.append(os.dup(2))
-        except OSError:
-            pass
-        for _ in range(count):
-            os.close(plugs.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for plug in plugs:
-            os.close(plug)
 
 
 def test_idle_connections_are_closed_for_one_that_is_needed() -> None:
@@ -273,6 +248,20 @@ def test_a_lack_opens_no_breaker_however_long_it_lasts(database: Database) -> No
     assert () == bench.query(query.id).attempts
     assert [] == bench.store.breakers.not_closed()
     assert bench.shortage.has_lasted(400)
+
+
+def test_a_database_that_cannot_be_opened_costs_no_attempt(database: Database) -> None:
+    bench = Bench(database)
+    query = bench.store.submit("dog")
+
+    def open_without_descriptors() -> None:
+        with descriptors_left(0):
+            Database.beside(database.folder)
+
+    bench.before_post = open_without_descriptors
+    bench.work()
+
+    assert () == bench.query(query.id).attempts
 
 
 def test_memory_that_a_body_lacks_costs_no_attempt(database: Database) -> None:

@@ -264,6 +264,70 @@ def test_an_image_is_given_up_after_a_day(
     assert expected == bench.state(image_id)
 
 
+WRONG_TOKEN = Unavailable("wrong token", operator=True)
+
+
+def pass_time(bench: Bench, seconds: float) -> None:
+    """Let time pass as the lane sees it: it wakes when there is work."""
+    end = bench.clock() + seconds * 1000
+    while (wait := bench.wait()) is not None and bench.clock() + wait * 1000 <= end:
+        bench.clock.advance(max(wait, 0))
+        bench.work()
+    bench.clock.now = round(end)
+
+
+def test_a_day_of_a_wrong_token_costs_no_image(bench: Bench) -> None:
+    bench.otherwise = WRONG_TOKEN
+    images = bench.upload(*(b"%d" % number for number in range(10)))
+    for _ in range(25):
+        pass_time(bench, 3600)
+        images += bench.upload(b"later %d" % bench.clock())
+    states = {bench.state(image_id) for image_id in images}
+    bench.otherwise = DOG
+    pass_time(bench, 600)  # the longest pause
+
+    assert {("PENDING", None)} == states
+    assert {("READY", None)} == {bench.state(image_id) for image_id in images}
+
+
+def test_time_that_the_operator_took_does_not_count_for_giving_up(bench: Bench) -> None:
+    bench.upload(b"a")
+    bench.otherwise = WRONG_TOKEN
+    pass_time(bench, 3 * DAY)
+    bench.otherwise = OUT_OF_REACH  # the token is right now, and Clarifai is down
+    pass_time(bench, DAY - 700)
+    (image_id,) = bench.upload(b"a")
+    before = bench.state(image_id)
+    pass_time(bench, 2 * 700)
+
+    assert ("PENDING", None) == before
+    assert ("FAILED", "TAGGER_UNAVAILABLE") == bench.state(image_id)
+
+
+def test_a_restart_does_not_forget_what_the_operator_had_to_do(database: Database) -> None:
+    bench = Bench(database)
+    (image_id,) = bench.upload(b"a")
+    bench.otherwise = WRONG_TOKEN
+    pass_time(bench, 2 * DAY)
+    again = Bench(database)
+    again.clock.now = bench.clock()
+    again.otherwise = OUT_OF_REACH
+    pass_time(again, 700)
+
+    assert ("PENDING", None) == again.state(image_id)
+    assert again.tagger.asked
+
+
+def test_a_token_that_is_revoked_in_the_middle_of_a_batch_costs_no_image(bench: Bench) -> None:
+    bench.otherwise = WRONG_TOKEN
+    first, second = bench.upload(b"a", b"b")
+    bench.answers[b"a"] = DOG
+    bench.clock.advance(2 * DAY)
+    bench.work()
+
+    assert [("READY", None), ("PENDING", None)] == [bench.state(first), bench.state(second)]
+
+
 def test_an_image_that_was_given_up_has_a_day_again_when_uploaded_again(bench: Bench) -> None:
     bench.upload(b"a")
     bench.otherwise = OUT_OF_REACH

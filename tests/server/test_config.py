@@ -96,3 +96,12 @@ def test_numbers_have_bounds(name: str, least: float, most: float) -> None:
 
 def test_a_token_is_not_in_what_is_printed() -> None:
     assert "hush" not in repr(Config(clarifai=ClarifaiSettings(token="hush")))
+
+
+@pytest.mark.parametrize("name", ["model", "user", "app", "model_version"])
+@pytest.mark.parametrize(
+    "value", ["", "two words", "https://clarifai.com/m", "ü", "x" * 101, "a\n"]
+)
+def test_clarifais_ids_are_ids(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"clarifai_{name} must be an id"):
+        ClarifaiSettings(**{name: value})  # type: ignore[arg-type]

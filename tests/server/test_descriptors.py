@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from picback.v1 import image_service_pb2, query_pb2
 from server.config import ConfigError
+from server.connections import Connection, surplus
 from server.descriptors import RECOMMENDED_LIMIT, share_out
 from tests.many_receivers import ManyReceivers
 from tests.server.serving import serve_process, serving, stub_of
@@ -158,7 +159,7 @@ def wait_until_closed(opened: list[socket.socket], count: int) -> None:
     poll = select.poll()
     waiting = {each.fileno(): each for each in opened}
     for each in opened:
-        each.setblocking(False)
+        each.settimeout(0)
         poll.register(each, select.POLLIN)
     while len(opened) - len(waiting) < count:
         ready = poll.poll(1000 * DEADLINE)
@@ -169,6 +170,68 @@ def wait_until_closed(opened: list[socket.socket], count: int) -> None:
                     continue  # settings
             poll.unregister(descriptor)
             del waiting[descriptor]
+
+
+#: And what makes a connection of HTTP/2: empty settings.
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def test_strangers_who_open_http2_and_make_no_call_make_room_for_callers(tmp_path: Path) -> None:
+    with ManyReceivers(1) as receivers:
+        address = receivers.addresses[0]
+    allowed = {"PICBACK_ALLOW_CALLBACK": address}  # where nobody listens any more
+    with (
+        serve_process(tmp_path, environment=allowed, max_files=256) as served,
+        stub_of(served.address) as stub,
+    ):
+        query = stub.SubmitQuery(
+            image_service_pb2.SubmitQueryRequest(text="dog", callback_url=f"http://{address}/"),
+            metadata=served.metadata,
+        ).query
+        request = image_service_pb2.WatchQueryRequest(query_id=query.id)
+        watching = stub.WatchQuery(request, metadata=served.metadata)
+        next(watching)
+        with strangers(served.address, count=400, say=PREFACE + SETTINGS):
+            for _ in range(3):
+                assert health_pb2.HealthCheckResponse.SERVING == health_of(served.address)
+
+        assert watching.is_active()
+
+
+@given(
+    st.lists(
+        st.builds(
+            Connection,
+            descriptor=st.integers(),
+            address=st.tuples(st.sampled_from("abc"), st.integers(1, 9)),
+            received=st.integers(0, 3),
+            silent=st.sampled_from([0.0, 1.9, 2.0, 60.0]),
+        )
+    ),
+    st.integers(0, 20),
+)
+def test_only_what_is_silent_and_too_much_is_closed(
+    connections: list[Connection], keep: int
+) -> None:
+    closed = surplus(connections, keep=keep)
+
+    silent = [each for each in connections if each.silent >= 2]
+    assert len(closed) == min(max(0, len(connections) - keep), len(silent))
+    assert all(each in silent for each in closed)
+
+
+def test_the_peer_with_most_connections_loses_them_and_what_said_most_stays() -> None:
+    def connection(number: int, peer: str, received: int) -> Connection:
+        return Connection(descriptor=number, address=(peer, number), received=received, silent=60)
+
+    many = [connection(number, "stranger", received=33) for number in range(9)]
+    caller = connection(9, "stranger", received=5_000)
+    other = connection(10, "other", received=33)
+
+    closed = surplus([caller, *many, other], keep=3)
+
+    assert 8 == len(closed)
+    assert not {caller.descriptor, other.descriptor} & {each.descriptor for each in closed}
 
 
 @pytest.mark.parametrize("say", [b"P", PREFACE], ids=["a byte", "no settings"])

@@ -7,6 +7,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,17 +17,17 @@ from clarifai_grpc.grpc.api.status import status_code_pb2 as codes
 from dispatcher import DispatcherSettings
 from picback.v1 import image_pb2
 from picback.v1 import image_service_pb2 as pb
+from server.app import App
 from server.config import ClarifaiSettings
 from tests.fake_clarifai import FakeClarifai
-from tests.server.serving import first_key, serving, stub_of
+from tests.fakes import FakeClock
+from tests.server.serving import config_of, first_key, serve_process, serving, stub_of
 from tests.server.waiting import wait_until
-from tests.service import picture, running
+from tests.service import Service, picture, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from tests.service import Service
 
 PENDING, READY, FAILED = (
     image_pb2.IMAGE_STATE_PENDING,
@@ -41,6 +42,10 @@ class CountingClarifai(FakeClarifai):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.calls = 0
+
+    def was_called_since(self, calls: int) -> bool:
+        """Return whether there were more than *calls*."""
+        return self.calls > calls
 
     def PostModelOutputs(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """Answer as the scripts say."""
@@ -262,3 +267,54 @@ def test_uploads_that_wait_hold_up_no_other_calls(
 
     assert listed is not None
     assert {grpc.StatusCode.OK} == codes_
+
+
+def test_a_day_of_a_wrong_token_costs_no_image(clarifai: CountingClarifai, tmp_path: Path) -> None:
+    clarifai.key = "another"
+    clock = FakeClock()
+    app = App(config_of(tmp_path / "data", **_options(clarifai)), clock=clock)
+    app.start()
+    try:
+        service = Service(app)
+        app._keyring.refresh()
+        images = [_upload(service, seed, no_wait=True) for seed in range(5)]
+        for _ in range(25):
+            calls = clarifai.calls
+            clock.advance(3600)
+            app._dispatcher.wake_tagging()
+            wait_until(partial(clarifai.was_called_since, calls))
+            wait_until(lambda: app._dispatcher.tagging_is_paused)
+        before = [_get(service, image.id).state for image in images]
+        clarifai.key = "fake-key"
+        clock.advance(600)
+        app._dispatcher.wake_tagging()
+        wait_until(lambda: all(_get(service, image.id).state == READY for image in images))
+        service.channel.close()
+    finally:
+        app.stop()
+
+    assert [PENDING] * 5 == before
+
+
+def test_options_choose_the_model(clarifai: CountingClarifai, tmp_path: Path) -> None:
+    options = {
+        "tagger": "clarifai",
+        "clarifai-pat": clarifai.key,
+        "clarifai-base": clarifai.base,
+        "clarifai-model": "birds",
+        "clarifai-model-version": "v7",
+        "clarifai-user": "me",
+        "clarifai-app": "mine",
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    with (
+        serve_process(tmp_path / "data", "--clarifai-insecure", *arguments) as served,
+        stub_of(served.address) as stub,
+    ):
+        upload = pb.UploadImageRequest(content=picture(0))
+        image = stub.UploadImage(upload, metadata=served.metadata).image
+
+    (request,) = clarifai.requests
+    assert ("birds", "v7") == (request.model_id, request.version_id)
+    assert ("me", "mine") == (request.user_app_id.user_id, request.user_app_id.app_id)
+    assert {"clarifai/birds/v7"} == {tag.model for tag in image.tags}
