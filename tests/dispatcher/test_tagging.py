@@ -12,7 +12,7 @@ from dispatcher.settings import DispatcherSettings
 from dispatcher.tagging import TaggingWorker
 from storage.errors import StorageFullError
 from storage.images import Images
-from tests.fakes import START, FakeClock, FakeTagger
+from tests.fakes import START, FakeClock, FakeDecoder, FakeTagger
 from tests.store import Store
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Bench:
         self.store = Store(database)
         self.clock = FakeClock()
         self.tagger = tagger or FakeTagger()
+        self.decoder = FakeDecoder()
         self.answers: dict[bytes, Outcome] = {}
         self.otherwise: Outcome = DOG
         self.tagger.answer = lambda content: self.answers.get(content, self.otherwise)
@@ -44,6 +45,7 @@ class Bench:
             SETTINGS,
             images=self.store.images,
             tagger=self.tagger,
+            decode=self.decoder.decode,
             patience=Patience(pause=0),
             clock=self.clock,
         )

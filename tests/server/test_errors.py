@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.pictures import OversizedPictureError
+from analysis.images import OversizedPictureError
 from picback.v1 import error_pb2
 from server.errors import STATUS_CODES, RequestError, Violation, as_request_error, status_of
 from storage.errors import (
@@ -101,9 +101,7 @@ def test_retry_info_comes_with_exactly_the_reasons_that_pass(reason: str) -> Non
     kinds = [detail.type_url for detail in status_of(RequestError(reason, "x")).details]
 
     passing = {"OVERLOADED", "LIMIT_EXCEEDED", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN"}
-    assert (reason in passing) == any(
-        kind.endswith("RetryInfo") for kind in kinds
-    )
+    assert (reason in passing) == any(kind.endswith("RetryInfo") for kind in kinds)
 
 
 @given(

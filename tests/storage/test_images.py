@@ -274,7 +274,7 @@ def test_a_lost_lease_changes_nothing(
     store.images.settle_tagging([(lost, TagsFound(tags={"dog": 1}, model="m/1"))])
     leased_anew = store.add_image(b"leased anew", tag_it=True)
     stale = lease_one(store)
-    store.images.void_leases(now=START)
+    store.images.void_leases(max_interruptions=5, now=START)
     held = lease_one(store)
     deleted = store.add_image(b"deleted", tag_it=True)
     orphan = lease_one(store)
@@ -295,7 +295,7 @@ def test_a_lost_lease_changes_nothing(
 def test_a_lease_is_lost_between_being_voided_and_leased_again(store: Store) -> None:
     image = store.add_image(tag_it=True)
     stale = lease_one(store)
-    store.images.void_leases(now=START + 7)
+    store.images.void_leases(max_interruptions=5, now=START + 7)
     store.images.settle_tagging([(stale, TagsFound(tags={"late": 1}, model="m/1"))])
 
     assert "PENDING" == store.images.get(image.id).state
@@ -304,7 +304,7 @@ def test_a_lease_is_lost_between_being_voided_and_leased_again(store: Store) -> 
 
 def test_voiding_leaves_those_that_merely_wait_as_they_are(store: Store) -> None:
     store.add_image(b"waits", tag_it=True, now=START + 100)
-    store.images.void_leases(now=START)
+    store.images.void_leases(max_interruptions=5, now=START)
 
     assert START + 100 == store.images.next_tagging_due_at()
 
