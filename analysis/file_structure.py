@@ -86,14 +86,14 @@ def read_jpeg(content: bytes) -> JpegStructure:
             found.is_closed = True
             found.dropped.append((position, len(content)))
             break
-        if marker in _STANDALONE or marker == _SOI:
-            continue
-        length = int.from_bytes(content[position : position + 2], "big")
-        end = position + max(2, length)
         found.segments += 1
         if found.segments > MAX_SEGMENTS:
             msg = f"the JPEG has more than {MAX_SEGMENTS} marker segments"
             raise DamagedPictureError(msg)
+        if marker in _STANDALONE or marker == _SOI:
+            continue
+        length = int.from_bytes(content[position : position + 2], "big")
+        end = position + max(2, length)
         if marker in _FRAMES:
             _read_frame(content[position:end], marker, found)
         elif _is_metadata(marker):

@@ -79,16 +79,23 @@ class ImageDecoder:
         memory_bytes: Address space of a child.
         cpu_seconds: Processor time for one image.
         max_pixels: Most pixels that are decoded.
+        module: What a child runs.
     """
 
     def __init__(
-        self, *, processes: int, memory_bytes: int, cpu_seconds: float, max_pixels: int
+        self,
+        *,
+        processes: int,
+        memory_bytes: int,
+        cpu_seconds: float,
+        max_pixels: int,
+        module: str = "analysis.processes.decoder_main",
     ) -> None:
         self._memory_bytes = memory_bytes
         self._cpu_seconds = cpu_seconds
         self._pool = ProcessPool(
             "decoder",
-            "analysis.processes.decoder_main",
+            module,
             ["--memory", str(memory_bytes), "--max-pixels", str(max_pixels)],
             size=processes,
         )
@@ -195,7 +202,11 @@ class ImageDecoder:
             response, blobs = child.exchange(
                 request, [content], timeout=lane.cpu_seconds * _PATIENCE
             )
-        return _decoded(response, blobs)
+        try:
+            return _decoded(response, blobs)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            msg = "the image made the process that decoded it respond with something else"
+            raise UnprocessablePictureError(msg) from error
 
 
 def _decoded(response: dict[str, Any], blobs: list[bytes]) -> DecodedImage | _TooMuch:

@@ -77,7 +77,7 @@ class Config:
     #: Address space of each, in bytes.
     decoder_memory: int = 448_000_000
     #: Processor time for one image.
-    decoder_timeout: float = 4.0
+    decoder_timeout: float = 3.5
     tls: TlsSettings | None = None
     #: Allow a plaintext port that other machines can reach.
     insecure: bool = False

@@ -43,12 +43,17 @@ class ChildDiedError(Exception):
     Attributes:
         exit_code: As `subprocess.Popen.returncode`: negative for a signal.
         was_late: Whether it had to be ended because it did not respond in time.
+        was_garbled: Whether it had to be ended because its response was none.
     """
 
-    def __init__(self, exit_code: int, *, was_late: bool) -> None:
-        super().__init__("no response in time" if was_late else describe_exit(exit_code))
+    def __init__(
+        self, exit_code: int, *, was_late: bool = False, was_garbled: bool = False
+    ) -> None:
+        reason = "no response in time" if was_late else describe_exit(exit_code)
+        super().__init__("a garbled response" if was_garbled else reason)
         self.exit_code = exit_code
         self.was_late = was_late
+        self.was_garbled = was_garbled
 
     @property
     def used_up_its_cpu_time(self) -> bool:
@@ -58,7 +63,11 @@ class ChildDiedError(Exception):
     @property
     def was_ended_from_outside(self) -> bool:
         """Whether it may have been ended by a person, a supervisor, or for lack of memory."""
-        return self.exit_code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP}
+        return not self.was_garbled and self.exit_code in {
+            -signal.SIGKILL,
+            -signal.SIGTERM,
+            -signal.SIGHUP,
+        }
 
 
 def describe_exit(exit_code: int) -> str:
@@ -139,18 +148,18 @@ class Child:
     def _talk(
         self, deadline: float, fields: Mapping[str, Any] | None, blobs: Sequence[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
-        was_late = False
         try:
             connection = _DeadlineSocket(self._socket, deadline)
             if fields is not None:
                 messages.send(connection, fields, blobs)  # type: ignore[arg-type]
             return messages.receive(connection, max_blob_bytes=_MAX_RESPONSE_BYTES)  # type: ignore[arg-type]
         except TimeoutError:
-            was_late = True
-        except (OSError, EOFError, messages.MessageError):
-            pass
-        # A child whose socket broke is ending, and tells by its exit code why.
-        raise ChildDiedError(self.end(grace=0.0 if was_late else 1.0), was_late=was_late)
+            raise ChildDiedError(self.end(), was_late=True) from None
+        except messages.MessageError:
+            raise ChildDiedError(self.end(), was_garbled=True) from None
+        except (OSError, EOFError):
+            # A child whose socket broke is ending, and tells by its exit code why.
+            raise ChildDiedError(self.end(grace=1.0)) from None
 
     def kill(self) -> None:
         """End it at once, from any thread: whoever waits for it gets a `ChildDiedError`."""
