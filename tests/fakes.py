@@ -78,10 +78,15 @@ class FakeTagger:
 
 
 class FakeDecoder:
-    """Decodes without a process of its own."""
+    """Decodes without a process of its own; raises *error* if there is one."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
 
     def decode(self, content: bytes, **_: object) -> DecodedImage:
         """Decode *content*, whoever asks."""
+        if self.error is not None:
+            raise self.error
         return PictureReader().decode(content)
 
 

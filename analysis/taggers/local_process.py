@@ -42,15 +42,19 @@ _MAX_ATTEMPTS: Final = 3
 
 
 class LocalTaggerProcess:
-    """Tags previews with the models that ship with picback, in a child process. Thread safe."""
+    """Tags previews with the models that ship with picback, in a child process. Thread safe.
+
+    Args:
+        module: What the child runs.
+    """
 
     batch_size = 1
     reads_previews = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, module: str = "analysis.processes.tagger_main") -> None:
         self._pool = ProcessPool(
             "tagger-process",
-            "analysis.processes.tagger_main",
+            module,
             ["--memory", str(_MEMORY_BYTES)],
             size=1,
         )
