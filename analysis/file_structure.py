@@ -32,8 +32,9 @@ _STANDALONE = frozenset({_TEM, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
-#: What ends entropy-coded data: a marker that is neither a stuffed zero, a restart nor fill.
-_MARKER_IN_DATA = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+#: What ends entropy-coded data: a marker that is neither a stuffed zero, a restart nor fill. It
+#: begins with one fixed byte, or looking for it would take as long as decoding.
+_MARKER_IN_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _FILL = re.compile(rb"\xff+")
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"

@@ -280,7 +280,7 @@ def _fitted(rgb: Image.Image, side: int) -> Image.Image:
     if longest <= side:
         return rgb
     width, height = (max(1, round(each * side / longest)) for each in rgb.size)
-    return rgb.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return rgb.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.1)
 
 
 def _rendition(kind: str, rgb: Image.Image) -> Rendition:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
 import socket
 from typing import Any, Final
 
@@ -17,8 +16,6 @@ from analysis.taggers.local import LocalTagger
 
 #: Most bytes of one preview.
 _MAX_IMAGE_BYTES: Final = 16_000_000
-#: Cores that one image may use.
-_THREADS: Final = 2
 
 
 def main() -> None:
@@ -30,7 +27,7 @@ def main() -> None:
     with socket.socket(fileno=0) as connection:
         limits.confine(parent=options.parent)
         try:
-            tagger = LocalTagger(threads=min(_THREADS, os.cpu_count() or 1))
+            tagger = LocalTagger()
         except TaggerLoadError as error:
             messages.send(connection, {"error": str(error)})
             return
@@ -43,7 +40,6 @@ def main() -> None:
             except EOFError:
                 return
             messages.send(connection, _respond(tagger, request, content))
-            _trim()
 
 
 def _respond(tagger: LocalTagger, request: dict[str, Any], content: bytes) -> dict[str, Any]:
@@ -59,7 +55,7 @@ def _respond(tagger: LocalTagger, request: dict[str, Any], content: bytes) -> di
 
 
 def _trim() -> None:
-    """Give memory back that is not in use, where the C library can."""
+    """Give back what loading the models took, where the C library can."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
