@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from dispatcher.byte_budget import ByteBudget
@@ -19,6 +20,7 @@ from dispatcher.worker import DeliveryWorker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from analysis.images import DecodedImage
     from analysis.lemmas import Lemmatizer
     from analysis.taggers import Tagger
     from dispatcher.deliverer import Deliverer
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from storage.query_records import QueryLease
     from storage.tags import Tags
 
+logger = logging.getLogger(__name__)
+
 
 class Dispatcher:
     """Tags images, matches queries and calls back, from `start` until `drain`.
@@ -41,6 +45,8 @@ class Dispatcher:
     Args:
         load_lemmatizer: Called by `start`, once what needs no lemmas is under way.
         load_tagger: The same for the tagger; None: nobody tags images.
+        decode: Decodes an image, as `analysis.image_decoder.ImageDecoder.decode`: the preview of
+            one that an earlier version stored.
         clock: Tells the wall-clock time in milliseconds since the epoch.
     """
 
@@ -55,6 +61,7 @@ class Dispatcher:
         breakers: Breakers,
         load_lemmatizer: Callable[[], Lemmatizer],
         load_tagger: Callable[[], Tagger] | None,
+        decode: Callable[[bytes], DecodedImage],
         deliverer: Deliverer,
         clock: Callable[[], int],
         policy: RetryPolicy | None = None,
@@ -65,6 +72,7 @@ class Dispatcher:
         self._queries = queries
         self._load_lemmatizer = load_lemmatizer
         self._load_tagger = load_tagger
+        self._decode = decode
         self._clock = clock
         self._policy = policy or RetryPolicy()
         self._budget = ByteBudget(settings.delivery_bytes)
@@ -113,7 +121,10 @@ class Dispatcher:
             Exception: What the loaders raise. `drain` is still to be called.
         """
         now = self._clock()
-        self._images.void_leases(now=now)
+        for image_id in self._images.void_leases(
+            max_interruptions=self._settings.max_interruptions, now=now
+        ):
+            logger.error("image.unprocessable", extra={"image": image_id})
         self._queries.void_leases(max_attempts=self._policy.max_attempts, now=now)
         self._schedule.restore()
         self._delivery_lane.start()
@@ -134,6 +145,7 @@ class Dispatcher:
             self._settings,
             images=self._images,
             tagger=tagger,
+            decode=self._decode,
             patience=self._patience,
             clock=self._clock,
         )
@@ -181,6 +193,12 @@ class Dispatcher:
             return True
         return self._delivery_lane.is_stuck(grace=grace)
 
+    def stop(self) -> None:
+        """Begin nothing new; what is in flight goes on."""
+        self._delivery_lane.stop()
+        if self._tagging_lane is not None:
+            self._tagging_lane.stop()
+
     def drain(self) -> None:
         """Begin nothing new, and return when all that is under way has ended.
 
@@ -188,7 +206,7 @@ class Dispatcher:
         begun is in storage for the next start.
         """
         self._patience.stop()
-        self._delivery_lane.stop()  # at once, however long the tagger takes
+        self.stop()
         self._budget.close()
         self._matcher.close()
         if self._tagging_lane is not None:

@@ -26,8 +26,12 @@ class DispatcherSettings:
     #: the operator last had to act, if that was later than the upload.
     tagging_give_up_after: float = 24 * 3600.0
 
+    #: An image whose tagging was interrupted so often is FAILED: the process at work on it ended.
+    #: Attempts that a stop of the server ends do not count.
+    max_interruptions: int = 5
+
     def __post_init__(self) -> None:
-        for name in ("delivery_threads", "delivery_bytes", "tagging_threads"):
+        for name in ("delivery_threads", "delivery_bytes", "tagging_threads", "max_interruptions"):
             if getattr(self, name) < 1:
                 msg = f"{name} must be at least 1, not {getattr(self, name)}"
                 raise ValueError(msg)

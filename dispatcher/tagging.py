@@ -12,13 +12,15 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
-from analysis.taggers import Refused, Tagged, Unavailable
+from analysis.images import PictureError, ProcessUnavailableError, UnprocessablePictureError
+from analysis.taggers import Interrupted, Refused, Tagged, Unavailable
 from storage.errors import ImageNotFoundError
 from storage.images import TaggingFailed, TagLater, TagsFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from analysis.images import DecodedImage
     from analysis.taggers import Outcome, Tagger
     from dispatcher.patience import Patience
     from dispatcher.settings import DispatcherSettings
@@ -30,7 +32,9 @@ logger = logging.getLogger(__name__)
 class TaggingWorker:
     """Asks the tagger about leased images and records what it says.
 
-    Safe to use from several threads. *clock* tells the time in milliseconds.
+    Safe to use from several threads. *decode* makes the preview of an image that has none yet,
+    for a tagger that reads previews; it raises as `analysis.image_decoder.ImageDecoder.decode`.
+    *clock* tells the time in milliseconds.
     """
 
     def __init__(
@@ -39,12 +43,14 @@ class TaggingWorker:
         *,
         images: Images,
         tagger: Tagger,
+        decode: Callable[[bytes], DecodedImage],
         patience: Patience,
         clock: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._images = images
         self._tagger = tagger
+        self._decode = decode
         self._patience = patience
         self._clock = clock
         self._lock = threading.Lock()
@@ -73,18 +79,22 @@ class TaggingWorker:
         """Tag the leased images and end their leases."""
         contents: list[bytes] = []
         present: list[TaggingLease] = []
+        unread: list[tuple[TaggingLease, Outcome]] = []
         for lease in leases:
             try:
-                read = partial(self._images.content, lease.seq)
-                content = self._patience.insist(read, on=lease.id)
+                content = self._read(lease)
             except ImageNotFoundError:
                 continue  # deleted, and its lease with it
-            if content is not None:
+            if isinstance(content, bytes):
                 contents.append(content)
                 present.append(lease)
+            elif content is not None:
+                unread.append((lease, content))
+        outcomes = self._ask(contents) if present else []
+        present += [lease for lease, _ in unread]
+        outcomes += [outcome for _, outcome in unread]
         if not present:
             return
-        outcomes = self._ask(contents)
         self._note_block(outcomes, on=present[0].id)
         self._pause_or_resume(outcomes)
         settlements = [
@@ -92,6 +102,32 @@ class TaggingWorker:
             for lease, outcome in zip(present, outcomes, strict=True)
         ]
         self._patience.insist(partial(self._images.settle_tagging, settlements), on=present[0].id)
+
+    def _read(self, lease: TaggingLease) -> bytes | Outcome | None:
+        """Return what the tagger reads of an image, or what became of that; None when stopping."""
+        if self._tagger.reads_previews:
+            stored = partial(self._images.rendition, lease.seq, "PREVIEW")
+            preview = self._patience.insist(stored, on=lease.id)
+            if preview is not None:
+                return preview
+        content = self._patience.insist(partial(self._images.content, lease.seq), on=lease.id)
+        if content is None or not self._tagger.reads_previews:
+            return content
+        return self._make_preview(lease, content)
+
+    def _make_preview(self, lease: TaggingLease, content: bytes) -> bytes | Outcome:
+        try:
+            decoded = self._decode(content)
+        except UnprocessablePictureError as error:
+            return Interrupted(str(error))
+        except PictureError as error:
+            return Refused(str(error))
+        except ProcessUnavailableError as error:
+            return Unavailable(str(error))
+        renditions = (decoded.preview, decoded.thumbnail)
+        store = partial(self._images.add_renditions, lease.seq, renditions)
+        self._patience.insist(store, on=lease.id)
+        return decoded.preview.content
 
     def _ask(self, contents: Sequence[bytes]) -> list[Outcome]:
         try:
@@ -117,8 +153,24 @@ class TaggingWorker:
                     "image.refused", extra={"image": lease.id, "detail": outcome.message}
                 )
                 return TaggingFailed(reason="TAGGER_REJECTED", message=outcome.message)
+            case Interrupted():
+                return self._interrupted(lease, outcome)
             case Unavailable():
                 return self._later(lease, outcome)
+
+    def _interrupted(self, lease: TaggingLease, outcome: Interrupted) -> TaggingFailed | TagLater:
+        interruptions = lease.interruptions + 1
+        if interruptions >= self._settings.max_interruptions:
+            logger.error(
+                "image.unprocessable", extra={"image": lease.id, "detail": outcome.message}
+            )
+            return TaggingFailed(reason="IMAGE_UNPROCESSABLE", message=outcome.message)
+        logger.warning(
+            "image.interrupted",
+            extra={"image": lease.id, "detail": outcome.message, "interruptions": interruptions},
+        )
+        delay = 2.0**lease.interruptions - 1
+        return TagLater(due_at=self._clock() + round(delay * 1000), is_interrupted=True)
 
     def _later(self, lease: TaggingLease, outcome: Unavailable) -> TaggingFailed | TagLater:
         now = self._clock()

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from analysis.image_decoder import ImageDecoder
 from analysis.lemmas import Lemmatizer, LemmatizerError, require_pipeline
-from analysis.pictures import PictureReader
 from analysis.taggers import TaggerLoadError
+from analysis.taggers.local_process import LocalTaggerProcess
 from dispatcher import Dispatcher, HttpDeliverer, UrlGuard, new_secret
 from picback.v1 import image_service_pb2, image_service_pb2_grpc
 from server import descriptors, reflection
@@ -124,9 +125,15 @@ class App:
         self._connections = ConnectionGuard(self.port, most=self._budget.callers)
 
         guard = _make_guard(config)
-        pictures = PictureReader(max_pixels=config.max_image_pixels)
+        self._decoder = ImageDecoder(
+            processes=config.decoder_processes,
+            memory_bytes=config.decoder_memory,
+            cpu_seconds=config.decoder_timeout,
+            max_pixels=config.max_image_pixels,
+        )
+        self._local_tagger = LocalTaggerProcess() if config.tagger_in_use == "local" else None
         require_pipeline(config.pipeline)
-        load_tagger = _tagger_loader(config, pictures)
+        load_tagger = _tagger_loader(config, self._local_tagger)
         self._deliverer = _make_deliverer(config, guard, self._budget.idle_callbacks)
         self._dispatcher = Dispatcher(
             config.dispatcher,
@@ -137,6 +144,7 @@ class App:
             breakers=Breakers(self._database),
             load_lemmatizer=partial(Lemmatizer, config.pipeline),
             load_tagger=load_tagger,
+            decode=self._decoder.decode,
             deliverer=self._deliverer,
             clock=clock,
         )
@@ -144,7 +152,7 @@ class App:
             images=self._images,
             queries=self._queries,
             dispatcher=self._dispatcher,
-            pictures=pictures,
+            decoder=self._decoder,
             guard=guard,
             paging=Paging(
                 settings.get_or_create(
@@ -197,6 +205,9 @@ class App:
         self._keyring.start()
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
+            self._decoder.start()
+            if self._local_tagger is not None:
+                self._local_tagger.start()  # it loads its models while we load ours
             self._server.start()
             try:
                 self._dispatcher.start()
@@ -230,6 +241,10 @@ class App:
             self._config.stop_grace + _STOP_MARGIN
         ):
             logger.warning("server.calls_left")  # gRPC has lost track of one; nobody waits for it
+        self._decoder.close()
+        self._dispatcher.stop()
+        if self._local_tagger is not None:
+            self._local_tagger.close()
         self._dispatcher.drain()
         self._deliverer.close()
         for pool in self._pools.values():
@@ -347,11 +362,15 @@ def _make_deliverer(config: Config, guard: UrlGuard, max_idle: int) -> HttpDeliv
         raise ConfigError(msg) from error
 
 
-def _tagger_loader(config: Config, pictures: PictureReader) -> Callable[[], Tagger] | None:
+def _tagger_loader(
+    config: Config, local_tagger: LocalTaggerProcess | None
+) -> Callable[[], Tagger] | None:
     """Check what the tagger is told, and return what loads it; None for none."""
-    # Imported when chosen: each brings tens of megabytes that the other does not need.
+    if local_tagger is not None:
+        return local_tagger.loaded
     match config.tagger_in_use:
         case "clarifai":
+            # Imported when chosen: it brings tens of megabytes.
             from analysis.taggers.clarifai import ClarifaiTagger  # noqa: PLC0415
 
             clarifai = config.clarifai
@@ -365,13 +384,5 @@ def _tagger_loader(config: Config, pictures: PictureReader) -> Callable[[], Tagg
                 model_version_id=clarifai.model_version,
             )
             return lambda: tagger
-        case "local":
-
-            def load() -> Tagger:
-                from analysis.taggers.local import LocalTagger  # noqa: PLC0415
-
-                return LocalTagger(reader=pictures)
-
-            return load
         case _:
             return None

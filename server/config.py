@@ -23,6 +23,9 @@ _CLARIFAI_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "max_image_bytes": (1, 500_000_000),  # SQLite's and gRPC's own limits lie above
     "max_image_pixels": (1, 178_956_970),  # above, Pillow itself refuses
+    "decoder_processes": (1, 64),
+    "decoder_memory": (200_000_000, 64_000_000_000),
+    "decoder_timeout": (0.1, 3600),
     "callback_timeout": (0.1, _DAY),
     "stop_grace": (0, _DAY),
 }
@@ -88,6 +91,12 @@ class Config:
     max_image_bytes: int = 20_000_000
     #: Clarifai's limit. Source: as above.
     max_image_pixels: int = 85_000_000
+    #: Images that are decoded at once, each in a process of its own; one more that is large.
+    decoder_processes: int = 2
+    #: Address space of each, in bytes.
+    decoder_memory: int = 448_000_000
+    #: Processor time for one image.
+    decoder_timeout: float = 3.5
     tls: TlsSettings | None = None
     #: Allow a plaintext port that other machines can reach.
     insecure: bool = False

@@ -13,7 +13,14 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from analysis.pictures import DamagedPictureError, OversizedPictureError, UnsupportedPictureError
+from analysis.images import (
+    DamagedPictureError,
+    OversizedPictureError,
+    ProcessUnavailableError,
+    UnprocessablePictureError,
+    UnsupportedPictureError,
+    WorkCancelledError,
+)
 from dispatcher import CallbackUrlError, ForbiddenCallbackError
 from storage.errors import (
     ImageNotFoundError,
@@ -64,6 +71,9 @@ _REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
     (UnsupportedPictureError, "IMAGE_UNSUPPORTED"),
     (DamagedPictureError, "IMAGE_DAMAGED"),
     (OversizedPictureError, "IMAGE_TOO_LARGE"),
+    (UnprocessablePictureError, "IMAGE_UNPROCESSABLE"),
+    (WorkCancelledError, "SHUTTING_DOWN"),  # or the caller left, and is told nothing
+    (ProcessUnavailableError, "OVERLOADED"),
     (CallbackUrlError, "CALLBACK_URL_INVALID"),
     (ForbiddenCallbackError, "CALLBACK_FORBIDDEN"),
     (RequestIdReusedError, "REQUEST_ID_REUSED"),

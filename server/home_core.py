@@ -4,7 +4,8 @@ Python's lock lets one thread at a time run Python, and each gives it back at ev
 and every step of SQL. Spread over cores, as the kernel spreads them, almost every such moment
 wakes another core; together on one, whoever gives the lock back mostly gets it again before
 anyone else has run. docs/performance.md has what that is worth. Work that does without the lock
-for long (models, pictures, gRPC's own threads) stays where the kernel puts it.
+for long (large bodies, shared commits, gRPC's own threads) stays where the kernel puts it; images
+are decoded and tagged in processes of their own.
 
 The rule a newcomer would break: a thread begins where the one that started it is at home, so
 threads that belong elsewhere are sent there again at each look.
@@ -34,8 +35,6 @@ _ELSEWHERE: Final = (
     "picback-body",
     "picback-commit",
     "picback-index",
-    "picback-tagging",
-    "picback-upload",
 )
 #: Share of our core's time that others may take before we look for a calmer one ...
 _DISTURBED: Final = 0.25

@@ -149,6 +149,27 @@ _GARBAGE: Final = 10_000
     help="Largest image, in pixels.",
 )
 @click.option(
+    "--decoder-processes",
+    envvar="PICBACK_DECODER_PROCESSES",
+    show_envvar=True,
+    default=Config().decoder_processes,
+    help="Images that are decoded at once, each in a process of its own; one more that is large.",
+)
+@click.option(
+    "--decoder-memory",
+    envvar="PICBACK_DECODER_MEMORY",
+    show_envvar=True,
+    default=Config().decoder_memory,
+    help="Most memory of such a process, in bytes of address space.",
+)
+@click.option(
+    "--decoder-timeout",
+    envvar="PICBACK_DECODER_TIMEOUT",
+    show_envvar=True,
+    default=Config().decoder_timeout,
+    help="Seconds of processor time that decoding one image may take.",
+)
+@click.option(
     "--callback-ca",
     envvar="PICBACK_CALLBACK_CA",
     show_envvar=True,
@@ -337,6 +358,9 @@ def _config(options: dict[str, Any]) -> Config:
         pipeline=options["pipeline"],
         max_image_bytes=options["max_image_bytes"],
         max_image_pixels=options["max_image_pixels"],
+        decoder_processes=options["decoder_processes"],
+        decoder_memory=options["decoder_memory"],
+        decoder_timeout=options["decoder_timeout"],
         tls=None
         if certificate is None
         else TlsSettings(certificate=certificate, key=key, client_ca=options["tls_client_ca"]),

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from analysis.processes.turns import Cancellation
 from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server import convert
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from analysis.pictures import PictureReader
+    from analysis.image_decoder import ImageDecoder
+    from analysis.images import DecodedImage
     from dispatcher import Dispatcher, UrlGuard
     from picback.v1 import query_pb2
     from server.paging import Paging
@@ -52,7 +54,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         images: Images,
         queries: Queries,
         dispatcher: Dispatcher,
-        pictures: PictureReader,
+        decoder: ImageDecoder,
         guard: UrlGuard,
         paging: Paging,
         max_image_bytes: int,
@@ -63,7 +65,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._images = images
         self._queries = queries
         self._dispatcher = dispatcher
-        self._pictures = pictures
+        self._decoder = decoder
         self._guard = guard
         self._paging = paging
         self._max_image_bytes = max_image_bytes
@@ -82,7 +84,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         validation.content(content)
         validation.finish()
         self._check_size(len(content))
-        picture = self._pictures.inspect(content)
+        decoded = self._decode(content, context)
+        picture = decoded.picture
         sha256 = hashlib.sha256(content).hexdigest()
         image, created = self._images.add(
             NewImage(
@@ -91,6 +94,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 media_type=picture.media_type,
                 width=picture.width,
                 height=picture.height,
+                renditions=(decoded.preview, decoded.thumbnail),
             ),
             tags_of_caller=tags,
             request=_named(request_id, "UploadImage", sha256, *sorted(tags.items())),
@@ -276,6 +280,13 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 f"the image has {size_bytes:,} bytes, more than {self._max_image_bytes:,}",
                 metadata={"limit": str(self._max_image_bytes)},
             )
+
+    def _decode(self, content: bytes, context: grpc.ServicerContext) -> DecodedImage:
+        cancellation = Cancellation()
+        context.add_callback(cancellation.cancel)  # when the caller leaves or its deadline passes
+        if not context.is_active():
+            cancellation.cancel()
+        return self._decoder.decode(content, caller=CALLER.get().key_id, cancellation=cancellation)
 
     def _image(self, image_id: str) -> Image:
         validation = Validation()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from storage import requests, settings, tags
 from storage.changes import Changes
@@ -34,6 +34,26 @@ _BLOCKED_AT: Final = "tagging_blocked_at"
 _FILES: Final = 4096
 
 
+class NewRendition(Protocol):
+    """A smaller JPEG of an image."""
+
+    @property
+    def kind(self) -> str:
+        """PREVIEW or THUMBNAIL."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def content(self) -> bytes:
+        """The JPEG file."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewImage:
     """What an upload knows."""
@@ -43,6 +63,7 @@ class NewImage:
     media_type: str
     width: int
     height: int
+    renditions: tuple[NewRendition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +100,8 @@ class TaggingLease:
     attempt: int
     #: When the image began to wait for tags.
     pending_since: int
+    #: How many attempts before this one were interrupted: the process at work on them ended.
+    interruptions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +122,13 @@ class TaggingFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagLater:
-    """The tagger could not be asked; the image is due again at *due_at*."""
+    """The tagger could not be asked; the image is due again at *due_at*.
+
+    With *is_interrupted* the attempt counts among the image's interruptions.
+    """
 
     due_at: int
+    is_interrupted: bool = False
 
 
 class Images:
@@ -155,7 +182,7 @@ class Images:
                 if tag_it:
                     connection.execute(
                         "UPDATE image SET state = 'PENDING', failure_reason = NULL,"
-                        " failure_message = NULL, pending_since = ?, due_at = ?"
+                        " failure_message = NULL, pending_since = ?, due_at = ?, interruptions = 0"
                         " WHERE seq = ? AND state = 'FAILED'",
                         (now, now, seq),
                     )
@@ -165,7 +192,8 @@ class Images:
                 tags.set_by_caller(connection, seq, tags_of_caller)
             return id_, not rows
 
-        id_, created = self._database.write(operation, size_bytes=len(new.content))
+        size_bytes = len(new.content) + sum(len(each.content) for each in new.renditions)
+        id_, created = self._database.write(operation, size_bytes=size_bytes)
         self.changes.publish(id_)
         return self.get(id_), created
 
@@ -229,6 +257,22 @@ class Images:
             raise ImageNotFoundError(msg)
         return bytes(rows[0][0])
 
+    def rendition(self, seq: int, kind: str) -> bytes | None:
+        """Return the JPEG of a rendition; None when it has not been made."""
+        rows = self._database.read(
+            "SELECT content FROM image_rendition WHERE image_seq = ? AND kind = ?", (seq, kind)
+        )
+        return bytes(rows[0][0]) if rows else None
+
+    def add_renditions(self, seq: int, renditions: Sequence[NewRendition]) -> None:
+        """Store renditions of an image that has none. One that was deleted stays so."""
+
+        def operation(connection: Connection) -> None:
+            if connection.execute("SELECT 1 FROM image WHERE seq = ?", (seq,)).fetchall():
+                _insert_renditions(connection, seq, renditions)
+
+        self._database.write(operation, size_bytes=sum(len(each.content) for each in renditions))
+
     def page(self, *, before: int | None, size: int) -> list[Image]:
         """Return up to *size* images, newest first, stored before number *before*."""
         where, values = ("", ()) if before is None else ("WHERE seq < ?", (before,))
@@ -279,11 +323,17 @@ class Images:
                 (now, limit),
             ).fetchall()
             return [
-                TaggingLease(seq=seq, id=id_, attempt=attempt, pending_since=pending_since)
+                TaggingLease(
+                    seq=seq,
+                    id=id_,
+                    attempt=attempt,
+                    pending_since=pending_since,
+                    interruptions=interruptions,
+                )
                 for (due,) in rows
-                for seq, id_, attempt, pending_since in connection.execute(
+                for seq, id_, attempt, pending_since, interruptions in connection.execute(
                     "UPDATE image SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
-                    " WHERE seq = ? RETURNING seq, id, attempt, pending_since",
+                    " WHERE seq = ? RETURNING seq, id, attempt, pending_since, interruptions",
                     (now, due),
                 ).fetchall()
             ]
@@ -317,16 +367,33 @@ class Images:
         for lease, _ in outcomes:
             self.changes.publish(lease.id)
 
-    def void_leases(self, *, now: int) -> None:
-        """Make every leased image due. Only right when no thread holds a lease: at start."""
-        self._database.write(
-            lambda connection: (
-                connection.execute(
-                    "UPDATE image SET leased_at = NULL, due_at = ? WHERE leased_at IS NOT NULL",
-                    (now,),
-                ).rowcount
+    def void_leases(self, *, max_interruptions: int, now: int) -> list[str]:
+        """Make every leased image due. Only right when no thread holds a lease: at start.
+
+        The process that held the leases ended, perhaps for one of these images. So each counts
+        an interruption, waits longer each time (0, 1, 3, 7 s, ...), and is FAILED with
+        IMAGE_UNPROCESSABLE after *max_interruptions*.
+
+        Returns:
+            The ids of the images that are FAILED now.
+        """
+
+        def operation(connection: Connection) -> list[str]:
+            connection.execute(
+                "UPDATE image SET interruptions = interruptions + 1, leased_at = NULL,"
+                " due_at = ? + 1000 * ((1 << min(interruptions, 16)) - 1)"
+                " WHERE leased_at IS NOT NULL",
+                (now,),
             )
-        )
+            failed = connection.execute(
+                "UPDATE image SET due_at = NULL, state = 'FAILED',"
+                " failure_reason = 'IMAGE_UNPROCESSABLE', failure_message = ?"
+                " WHERE due_at IS NOT NULL AND interruptions >= ? RETURNING id",
+                ("the server ended each time that it tagged this image", max_interruptions),
+            ).fetchall()
+            return [id_ for (id_,) in failed]
+
+        return self._database.write(operation)
 
     def _images(self, sql: str, parameters: tuple[object, ...]) -> list[Image]:
         rows = self._database.read(sql, parameters)
@@ -358,7 +425,19 @@ def _insert(connection: Connection, id_: str, new: NewImage, *, tag_it: bool, no
     connection.execute(
         "INSERT INTO image_content (image_seq, content) VALUES (?, ?)", (seq, new.content)
     )
+    _insert_renditions(connection, seq, new.renditions)
     return int(seq)
+
+
+def _insert_renditions(
+    connection: Connection, seq: int, renditions: Sequence[NewRendition]
+) -> None:
+    for each in renditions:
+        connection.execute(
+            "INSERT OR REPLACE INTO image_rendition (image_seq, kind, width, height, content)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (seq, each.kind, each.width, each.height, each.content),
+        )
 
 
 def _seq_of(connection: Connection, image_id: str) -> int:
@@ -394,4 +473,7 @@ def _changes_of(outcome: TagsFound | TaggingFailed | TagLater) -> tuple[str, tup
                 (outcome.reason, outcome.message),
             )
         case TagLater():
-            return "due_at = ?", (outcome.due_at,)
+            return (
+                "due_at = ?, interruptions = interruptions + ?",
+                (outcome.due_at, int(outcome.is_interrupted)),
+            )

@@ -223,6 +223,23 @@ def m0005_requests(db: Database) -> None:
 
 
 @migrations()
+def m0006_renditions(db: Database) -> None:
+    """Smaller JPEGs of an image, and how often its tagging was interrupted."""
+    # An image of an earlier version has none until one is needed.
+    db.execute("""
+        CREATE TABLE image_rendition (
+            image_seq INTEGER NOT NULL REFERENCES image(seq) ON DELETE CASCADE,
+            kind      TEXT NOT NULL CHECK (kind IN ('PREVIEW', 'THUMBNAIL')),
+            width     INTEGER NOT NULL,
+            height    INTEGER NOT NULL,
+            content   BLOB NOT NULL,
+            PRIMARY KEY (image_seq, kind)
+        ) STRICT
+    """)
+    db.execute("ALTER TABLE image ADD COLUMN interruptions INTEGER NOT NULL DEFAULT 0")
+
+
+@migrations()
 def m0007_unmatched_and_queries_of_a_key(db: Database) -> None:
     """The final state UNMATCHED, what to do when nothing matches, and indexes by key.
 

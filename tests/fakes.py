@@ -6,12 +6,14 @@ import threading
 from typing import TYPE_CHECKING
 
 from analysis.lemmas import Term
+from analysis.pictures import PictureReader
 from analysis.taggers import Tag, Tagged
 from dispatcher.deliverer import Answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from analysis.images import DecodedImage
     from analysis.taggers import Outcome
     from dispatcher.deliverer import Outcome as DeliveryOutcome
 
@@ -54,6 +56,7 @@ class FakeTagger:
     """Answers what it is told to, by image bytes; remembers what it was asked."""
 
     batch_size = 4
+    reads_previews = False
 
     def __init__(self, answer: Callable[[bytes], Outcome] | None = None) -> None:
         self.answer = answer or (
@@ -72,6 +75,19 @@ class FakeTagger:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+class FakeDecoder:
+    """Decodes without a process of its own; raises *error* if there is one."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def decode(self, content: bytes, **_: object) -> DecodedImage:
+        """Decode *content*, whoever asks."""
+        if self.error is not None:
+            raise self.error
+        return PictureReader().decode(content)
 
 
 class FakeDeliverer:

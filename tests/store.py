@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from storage.api_keys import SCOPES, ApiKeys
@@ -15,10 +16,10 @@ from storage.tags import Tags
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from storage.database import Database
-    from storage.images import Image
+    from storage.images import Image, NewRendition
     from storage.query_records import Query, QueryLease
 
 #: A signing secret: 24 zero bytes.
@@ -55,11 +56,16 @@ class Store:
         tags: Mapping[str, int] | None = None,
         tag_it: bool = False,
         request: Request | None = None,
+        renditions: Sequence[NewRendition] = (),
         now: int = START,
     ) -> Image:
         """Store an image with tags of its caller."""
         image, _ = self.images.add(
-            new_image(content), tags_of_caller=tags or {}, request=request, tag_it=tag_it, now=now
+            replace(new_image(content), renditions=tuple(renditions)),
+            tags_of_caller=tags or {},
+            request=request,
+            tag_it=tag_it,
+            now=now,
         )
         return image
 

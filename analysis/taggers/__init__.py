@@ -73,8 +73,15 @@ class Unavailable:
     operator: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The process that looked at the image ended. Perhaps because of it: it is tried a few times."""
+
+    message: str
+
+
 #: What becomes of one image.
-Outcome: TypeAlias = Tagged | Refused | Unavailable
+Outcome: TypeAlias = Tagged | Refused | Unavailable | Interrupted
 
 
 class Tagger(Protocol):
@@ -82,12 +89,14 @@ class Tagger(Protocol):
 
     #: Most images for one call of `tag`.
     batch_size: int
+    #: Whether `tag` wants previews (`analysis.images.Rendition`) and not the uploaded files.
+    reads_previews: bool
 
     def tag(self, contents: Sequence[bytes], *, timeout: float) -> list[Outcome]:
         """Tag the images whose files are *contents*.
 
         Args:
-            contents: Whole image files, at most `batch_size`.
+            contents: Whole image files or previews, at most `batch_size`.
             timeout: Seconds for the whole call. Images not reached by then are `Unavailable`.
 
         Returns:

@@ -117,6 +117,7 @@ class ClarifaiTagger:
             TaggerLoadError: Token, base or file cannot be right.
         """
         self.batch_size = batch_size
+        self.reads_previews = False
         self._token = token.strip()
         if not _TOKEN.fullmatch(self._token):
             msg = "the Clarifai token is empty or has characters that no token has"

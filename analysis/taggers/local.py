@@ -4,7 +4,9 @@ A classifier knows 1,000 fine-grained things, a detector 80 everyday ones, above
 ImageNet lacks. Their classes are grouped into tags, and the two opinions on a tag are fused. What
 that is worth, and where it fails, is in `docs/tagging.md`.
 
-The one rule: whatever changes a tag of any picture raises the version in `MODEL`.
+Runs in a child process: see `local_process`.
+
+Invariant: whatever changes a tag of any image raises the version in `MODEL`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
-from analysis.pictures import PictureError, PictureReader
+from analysis.images import PictureError
+from analysis.pictures import PictureReader
 from analysis.taggers import (
     Refused,
     Tag,
@@ -23,7 +26,7 @@ from analysis.taggers import (
     best_first,
     millionths,
 )
-from analysis.taggers.networks import ENOUGH_PIXELS, Classifier, Detector
+from analysis.taggers.networks import Classifier, Detector
 from analysis.taggers.vocabulary import MODELS, read_vocabulary
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from analysis.taggers import Outcome
 
 #: Name and version of models, vocabulary and arithmetic together.
-MODEL = "picback-local/1"
+MODEL = "picback-local/2"
 
 _CLASSIFIER = "efficientnet-lite0.int8w.onnx"
 _DETECTOR = "nanodet-g.int8w.onnx"
@@ -68,6 +71,7 @@ class LocalTagger:
 
     #: One: images are looked at one after the other anyway, so each result is given back at once.
     batch_size = 1
+    reads_previews = True
 
     def __init__(
         self,
@@ -76,7 +80,6 @@ class LocalTagger:
         min_confidence: float = 0.25,
         max_tags: int = 20,
         threads: int = 1,
-        reader: PictureReader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check and load the models.
@@ -87,7 +90,6 @@ class LocalTagger:
                 scenes, 71 % of what was there was found, and 62 % of what was found was there.
             max_tags: Most tags per image, the best ones.
             threads: Cores that one image may use.
-            reader: Opens the images. Share the one of uploads to bound the memory of both.
             clock: Seconds, monotonic.
 
         Raises:
@@ -99,7 +101,7 @@ class LocalTagger:
         self._detector = Detector(files[_DETECTOR], threads=threads)
         self._min_confidence = millionths(min_confidence)
         self._max_tags = max_tags
-        self._reader = reader or PictureReader()
+        self._reader = PictureReader()
         self._clock = clock
         self._rows = {name: row for row, name in enumerate(self._vocabulary.names)}
         # What a tag gets of a guess that knows nothing: its share of all classes.
@@ -120,11 +122,11 @@ class LocalTagger:
 
     def _tag(self, content: bytes) -> Outcome:
         try:
-            with self._reader.rgb(content, at_least=ENOUGH_PIXELS) as rgb:
-                classes = self._classifier.probabilities(rgb)
-                objects = self._detector.probabilities(rgb)
+            rgb = self._reader.preview(content)
         except PictureError as error:
             return Refused(str(error))
+        classes = self._classifier.probabilities(rgb)
+        objects = self._detector.probabilities(rgb)
         confidences = map(millionths, self._fused(classes, objects).tolist())
         tags = best_first(
             Tag(name, confidence)

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-#: Pictures with shorter sides are enlarged, so none should be reduced to less before: pixels, twice
-#: the larger of the networks' inputs.
-ENOUGH_PIXELS = 2 * 416
-
 
 class Classifier:
     """EfficientNet-Lite0: which one of the 1,000 classes of ImageNet-1k a picture shows.
@@ -85,6 +81,8 @@ def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Memory goes back between images: 40 MB less at rest, for 7 ms more an image.
+    options.enable_cpu_mem_arena = False
     # The weights are int8 with DequantizeLinear behind; this folds them to float32 once, at load.
     # Without it they are converted at every call: three times the time for the same numbers.
     options.add_session_config_entry("session.disable_quant_qdq", "1")

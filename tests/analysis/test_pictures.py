@@ -7,7 +7,6 @@ import random
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from analysis.pictures import (
+from analysis.images import (
     MAX_PIXELS,
     DamagedPictureError,
     OversizedPictureError,
     Picture,
     PictureError,
-    PictureReader,
     UnsupportedPictureError,
 )
+from analysis.pictures import LargePictureError, PictureReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -324,7 +323,7 @@ def test_corrupt_metadata_is_no_reason_to_refuse_and_warns_nobody() -> None:
     segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
     content = without_jfif[:2] + segment + without_jfif[2:]
     program = (
-        "import sys; from analysis.pictures import PictureReader; "
+        "import sys; from analysis.pictures import LargePictureError, PictureReader; "
         "print(PictureReader().inspect(sys.stdin.buffer.read()).media_type)"
     )
 
@@ -377,57 +376,63 @@ MUTATE: dict[str, Callable[[bytes, int, int], bytes]] = {
 }
 
 
-class Gate:
-    """Says how often it was entered and whether somebody is inside."""
-
-    def __init__(self) -> None:
-        self.entries = 0
-        self.inside = 0
-
-    def __enter__(self) -> None:
-        self.entries += 1
-        self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.inside -= 1
-
-
 @pytest.mark.parametrize(
-    ("content", "entries"),
+    ("content", "is_large"),
     [
-        pytest.param(PICTURES["png"], 0, id="small"),
-        pytest.param(PICTURES["png"] + bytes(4_000_000), 1, id="long file"),
-        pytest.param(encoded(Image.new("L", (5000, 4000)), "PNG"), 0, id="as many pixels as go"),
-        pytest.param(encoded(Image.new("L", (5000, 4001)), "PNG"), 1, id="many pixels"),
-        pytest.param(encoded(Image.new("L", (5000, 4001)), "PNG") + bytes(4_000_000), 2, id="both"),
+        pytest.param(PICTURES["png"], False, id="small"),
+        pytest.param(PICTURES["png"] + bytes(4_000_000), False, id="long file"),
+        pytest.param(encoded(Image.new("L", (5000, 4000)), "PNG"), False, id="a byte a pixel"),
+        pytest.param(encoded(Image.new("L", (5000, 4001)), "PNG"), True, id="many pixels"),
+        pytest.param(encoded(Image.new("RGB", (2500, 2001)), "PNG"), True, id="four bytes a pixel"),
+        pytest.param(encoded(Image.new("RGB", (5000, 4000)), "JPEG"), False, id="scaled jpeg"),
         pytest.param(
-            encoded(Image.new("RGB", (2500, 2001)), "WEBP"), 1, id="webp, whose pixels take more"
+            encoded(Image.new("RGB", (4000, 3000)), "JPEG", progressive=True),
+            True,
+            id="progressive",
+        ),
+        pytest.param(
+            encoded(Image.new("RGB", (1200, 1050)), "WEBP"), True, id="webp, whose pixels take more"
         ),
     ],
 )
-def test_large_pictures_are_decoded_one_at_a_time(
-    content: bytes, entries: int, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_is_large_by_the_memory_that_decoding_takes(
+    content: bytes,
+    is_large: bool,  # noqa: FBT001 - of a parametrized test
 ) -> None:
-    gate = Gate()
-    reader = PictureReader()
-    monkeypatch.setattr(reader, "_large", gate)
+    try:
+        PictureReader().decode(content, large_from_bytes=20_000_001)
+        found = False
+    except LargePictureError:
+        found = True
 
-    with reader.rgb(content, at_least=1):
-        inside = gate.inside
-
-    assert (entries, entries, 0) == (gate.entries, inside, gate.inside)
+    assert is_large == found
+    PictureReader().decode(content)
 
 
-def test_a_refused_picture_leaves_the_door_open() -> None:
-    reader = PictureReader()
-    large = encoded(Image.new("L", (5000, 4001)), "PNG")
-    with pytest.raises(DamagedPictureError):
-        reader.inspect(large[:-100])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(encoded(noise("RGB", (640, 480)), "JPEG", progressive=True), id="progressive"),
+        pytest.param(encoded(Image.new("RGBA", (640, 480)), "PNG"), id="png"),
+        pytest.param(encoded(Image.new("RGB", (640, 480)), "WEBP"), id="webp"),
+    ],
+)
+def test_a_picture_that_takes_more_memory_than_is_allowed_is_oversized(content: bytes) -> None:
+    with pytest.raises(OversizedPictureError, match="bytes of memory to decode; at most 900,000"):
+        PictureReader(max_memory_bytes=900_000).inspect(content)
 
-    # In another thread, since the one that has the lock may always enter again.
-    found: list[Picture] = []
-    thread = threading.Thread(target=lambda: found.append(reader.inspect(large)))
-    thread.start()
-    thread.join()
 
-    assert [Picture("image/png", 5000, 4001)] == found
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536)])
+def test_a_side_that_is_too_long_is_oversized_however_few_pixels_there_are(
+    size: tuple[int, int],
+) -> None:
+    with pytest.raises(OversizedPictureError, match="at most 65535 a side"):
+        inspect(encoded(Image.new("1", size), "PNG"))
+
+
+def test_the_longest_sides_are_accepted() -> None:
+    for size in ((65_535, 2), (2, 65_535)):
+        decoded = PictureReader().decode(encoded(Image.new("RGB", size), "PNG"))
+
+        assert size == (decoded.picture.width, decoded.picture.height)
+        assert max(size) // min(size) >= 1280 >= max(decoded.preview.width, decoded.preview.height)

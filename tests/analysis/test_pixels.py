@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from analysis.pictures import PictureReader
 
@@ -25,9 +25,8 @@ def encoded(image: Image.Image, pillow_format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def rgb(content: bytes, *, at_least: int = 1) -> Image.Image:
-    with PictureReader().rgb(content, at_least=at_least) as image:
-        return image.copy()
+def rgb(content: bytes) -> Image.Image:
+    return PictureReader().preview(content)
 
 
 def corners(image: Image.Image) -> list[Any]:
@@ -134,19 +133,65 @@ def test_print_colours_come_as_rgb(mode: str) -> None:
     assert "RGB" == rgb(encoded(Image.new(mode, (2, 2)), "TIFF")).mode
 
 
+@pytest.mark.parametrize("pillow_format", ["GIF", "PNG"])
 @pytest.mark.parametrize(
-    ("size", "at_least", "expected"),
+    ("size", "expected"),
     [
-        ((800, 400), 1, (100, 50)),
-        ((800, 400), 100, (200, 100)),
-        ((800, 400), 101, (400, 200)),  # 200 x 100 would be one too few
-        ((800, 400), 300, (800, 400)),
-        ((30, 20), 100, (30, 20)),  # never enlarged
+        ((1280, 640), (1280, 640)),
+        ((30, 20), (30, 20)),  # never enlarged
+        ((640, 1281), (640, 1280)),
+        ((3900, 1500), (1280, 492)),
+        ((7680, 12), (1280, 2)),
+        ((5000, 1), (1280, 1)),
     ],
 )
-def test_a_jpeg_is_reduced_but_not_below_what_is_asked_for(
-    size: tuple[int, int], at_least: int, expected: tuple[int, int]
+def test_a_preview_is_reduced_to_its_longest_side(
+    size: tuple[int, int], expected: tuple[int, int], pillow_format: str
 ) -> None:
-    content = encoded(Image.new("RGB", size), "JPEG")
+    assert expected == rgb(encoded(Image.new("RGB", size), pillow_format)).size
 
-    assert expected == rgb(content, at_least=at_least).size
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((2000, 1000), (1000, 500)), ((8000, 6000), (1000, 750))]
+)
+def test_a_jpeg_is_reduced_while_it_is_decoded_if_enough_pixels_are_left(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert expected == rgb(encoded(Image.new("RGB", size), "JPEG")).size
+
+
+def large_flag(mode: str) -> Image.Image:
+    """Make quarters of red, green, black and blue, more pixels than one strip has."""
+    return flag().resize((4, 2), Image.Resampling.NEAREST).resize((3000, 1500), 0).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_a_large_picture_is_reduced_in_strips_without_a_seam(mode: str) -> None:
+    image = large_flag(mode)
+
+    seen = rgb(encoded(image, "TIFF"))
+
+    assert (1280, 640) == seen.size
+    whole = image.convert("RGB").resize((1280, 640), Image.Resampling.BOX)
+    difference = ImageChops.difference(seen, whole).crop((0, 0, 1280, 310))
+    assert [RED, GREEN, BLUE, BLACK] == corners(seen)
+    assert max(difference.crop((0, 0, 300, 310)).tobytes()) <= 1
+
+
+def test_deep_grey_is_stretched_between_the_extremes_of_the_whole_picture() -> None:
+    image = Image.new("I;16", (1500, 1400), 30_000)  # more than one strip
+    image.putpixel((0, 0), 10_000)
+    image.putpixel((1499, 1399), 50_000)
+
+    seen = rgb(encoded(image, "PNG"))
+
+    assert {(127,) * 3, (128,) * 3} >= {seen.getpixel((640, y)) for y in (100, 600, 1000)}
+
+
+def test_what_is_transparent_in_a_large_picture_does_not_bleed() -> None:
+    image = Image.new("RGBA", (3000, 1500), (0, 0, 0, 0))
+    image.paste(RED, (1500, 0, 3000, 1500))
+
+    seen = rgb(encoded(image, "PNG"))
+
+    assert [WHITE, RED] == [seen.getpixel((600, 300)), seen.getpixel((700, 300))]

@@ -14,7 +14,7 @@ from dispatcher.dispatcher import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from storage.database import Database
 from storage.errors import ImageNotFoundError
-from tests.fakes import START, FakeClock, FakeDeliverer, FakeLemmatizer, FakeTagger
+from tests.fakes import START, FakeClock, FakeDecoder, FakeDeliverer, FakeLemmatizer, FakeTagger
 from tests.storage.querying import UNMATCHED
 from tests.store import Store
 
@@ -92,6 +92,7 @@ class Bench:
                 breakers=self.store.breakers,
                 load_lemmatizer=lambda: cast("Lemmatizer", self.load_lemmatizer()),
                 load_tagger=(lambda: self.tagger) if tagger else None,
+                decode=FakeDecoder().decode,
                 deliverer=self.deliverer,
                 clock=self.clock,
             )

@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from analysis.taggers import Refused, Tag, Tagged, Unavailable
+from analysis.images import (
+    DamagedPictureError,
+    ProcessUnavailableError,
+    Rendition,
+    UnprocessablePictureError,
+    WorkCancelledError,
+)
+from analysis.taggers import Interrupted, Refused, Tag, Tagged, Unavailable
 from dispatcher.patience import Patience
 from dispatcher.settings import DispatcherSettings
 from dispatcher.tagging import TaggingWorker
 from storage.errors import StorageFullError
 from storage.images import Images
-from tests.fakes import START, FakeClock, FakeTagger
+from tests.fakes import START, FakeClock, FakeDecoder, FakeTagger
+from tests.service import picture
 from tests.store import Store
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ class Bench:
         self.store = Store(database)
         self.clock = FakeClock()
         self.tagger = tagger or FakeTagger()
+        self.decoder = FakeDecoder()
         self.answers: dict[bytes, Outcome] = {}
         self.otherwise: Outcome = DOG
         self.tagger.answer = lambda content: self.answers.get(content, self.otherwise)
@@ -44,6 +53,7 @@ class Bench:
             SETTINGS,
             images=self.store.images,
             tagger=self.tagger,
+            decode=self.decoder.decode,
             patience=Patience(pause=0),
             clock=self.clock,
         )
@@ -422,6 +432,94 @@ def test_storage_that_refuses_is_asked_again_and_no_image_is_lost(database: Data
     assert [] == Refusing.refusals
     assert ("READY", None) == bench.state(image_id)
     assert [[b"a"]] == bench.tagger.asked
+
+
+INTERRUPTED = Interrupted("the tagger's process ended (signal SIGSEGV)")
+
+
+def test_an_image_whose_tagging_is_interrupted_is_tried_later_and_fails_in_the_end(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.otherwise = INTERRUPTED
+    (image_id,) = bench.upload(b"poison")
+    waits = []
+    for _ in range(SETTINGS.max_interruptions):
+        assert ("PENDING", None) == bench.state(image_id)
+        bench.work()
+        waits.append(bench.wait())
+        bench.clock.advance(waits[-1] or 0)
+
+    assert [0, 1, 3, 7, None] == waits
+    assert ("FAILED", "IMAGE_UNPROCESSABLE") == bench.state(image_id)
+    (failed,) = [record for record in caplog.records if record.message == "image.unprocessable"]
+    assert image_id == vars(failed)["image"]
+    assert not bench.worker.is_paused
+
+
+def test_an_interruption_does_not_pause_the_tagging_of_others(bench: Bench) -> None:
+    bench.answers = {b"poison": INTERRUPTED}
+    poison, other = bench.upload(b"poison", b"other")
+    bench.work()
+
+    assert [("PENDING", None), ("READY", None)] == [bench.state(poison), bench.state(other)]
+    assert not bench.worker.is_paused
+
+
+class PreviewTagger(FakeTagger):
+    reads_previews = True
+
+
+def test_a_tagger_that_reads_previews_gets_the_stored_one(database: Database) -> None:
+    bench = Bench(database, PreviewTagger())
+    renditions = [Rendition("PREVIEW", 4, 3, b"preview"), Rendition("THUMBNAIL", 1, 1, b"small")]
+    bench.store.add_image(b"original", tag_it=True, renditions=renditions)
+    bench.work()
+
+    assert [[b"preview"]] == bench.tagger.asked
+
+
+def test_a_preview_that_an_earlier_version_did_not_make_is_made_once(database: Database) -> None:
+    bench = Bench(database, PreviewTagger())
+    bench.otherwise = OUT_OF_REACH
+    (image_id,) = bench.upload(picture(size=(2000, 1000)))
+    bench.work()
+    bench.decoder.error = DamagedPictureError("not again")
+    bench.otherwise = DOG
+    bench.clock.advance(5)
+    bench.work()
+
+    first, second = bench.tagger.asked
+    seq = bench.store.images.get(image_id).seq
+    assert first == second == [bench.store.images.rendition(seq, "PREVIEW")]
+    assert bench.store.images.rendition(seq, "THUMBNAIL") is not None
+    assert ("READY", None) == bench.state(image_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (DamagedPictureError("No."), ("FAILED", "TAGGER_REJECTED")),
+        (UnprocessablePictureError("No."), ("PENDING", None)),
+        (ProcessUnavailableError("Not now."), ("PENDING", None)),
+        (WorkCancelledError("We stop."), ("PENDING", None)),
+    ],
+)
+def test_a_preview_that_cannot_be_made_holds_up_no_other_image(
+    database: Database, error: Exception, state: tuple[str, str | None]
+) -> None:
+    bench = Bench(database, PreviewTagger())
+    bench.decoder.error = error
+    (odd,) = bench.upload(b"odd")
+    good = bench.store.add_image(
+        b"good", tag_it=True, renditions=[Rendition("PREVIEW", 4, 3, b"preview")]
+    )
+    bench.work()
+
+    assert state == bench.state(odd)
+    assert ("READY", None) == bench.state(good.id)
+    leases = bench.store.images.lease_for_tagging(limit=1, now=START + DAY * 1000)
+    interruptions = int(isinstance(error, UnprocessablePictureError))
+    assert [interruptions] * (state[0] == "PENDING") == [lease.interruptions for lease in leases]
 
 
 def test_nothing_is_due_when_nothing_waits(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.pictures import OversizedPictureError
+from analysis.images import OversizedPictureError
 from picback.v1 import error_pb2
 from server.errors import STATUS_CODES, RequestError, Violation, as_request_error, status_of
 from storage.errors import (

@@ -98,10 +98,10 @@ def test_threads_that_do_without_pythons_lock_may_go_anywhere(
     machine: Machine, writer: threading.Thread
 ) -> None:
     home = machine.home(core=3)
-    with running("picback-tagging_0") as tagging, running("Thread-7 (_serve)") as serving:
+    with running("picback-index_0") as merging, running("Thread-7 (_serve)") as serving:
         home.gather()
 
-        assert ALLOWED == machine.where(tagging)
+        assert ALLOWED == machine.where(merging)
         assert ALLOWED == machine.where(threading.main_thread())
         assert {3} == machine.where(serving)
     assert {3} == machine.where(writer)

@@ -11,7 +11,6 @@ import grpc_testing
 import pytest
 
 from analysis.lemmas import Lemmatizer
-from analysis.pictures import PictureReader
 from dispatcher import Dispatcher, DispatcherSettings, UrlGuard, new_secret
 from picback.v1 import image_pb2, image_service_pb2, query_pb2
 from server.errors import RequestError, as_request_error
@@ -24,13 +23,14 @@ from storage.errors import ImageNotFoundError, QueryNotFoundError
 from storage.images import Images
 from storage.queries import Queries
 from storage.tags import Tags
-from tests.fakes import START, FakeClock, FakeDeliverer, FakeTagger
+from tests.fakes import START, FakeClock, FakeDecoder, FakeDeliverer, FakeTagger
 from tests.server.waiting import wait_until
 from tests.service import picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from analysis.image_decoder import ImageDecoder
     from storage.database import Database
 
 SERVICE = image_service_pb2.DESCRIPTOR.services_by_name["ImageService"]
@@ -77,6 +77,7 @@ class Stage:
             breakers=Breakers(database),
             load_lemmatizer=lambda: lemmatizer,
             load_tagger=None if tagger is None else lambda: tagger,
+            decode=FakeDecoder().decode,
             deliverer=self.deliverer,
             clock=clock,
         )
@@ -84,7 +85,7 @@ class Stage:
             images=self.images,
             queries=self.queries,
             dispatcher=self.dispatcher,
-            pictures=PictureReader(),
+            decoder=cast("ImageDecoder", FakeDecoder()),
             guard=UrlGuard(allow=["receiver.example:80"]),
             paging=Paging(bytes(32)),
             max_image_bytes=1_000_000,

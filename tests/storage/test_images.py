@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from analysis.images import Rendition
 from storage.errors import ImageNotFoundError, RequestIdReusedError, StorageError
 from storage.images import ImageFile, TaggingFailed, TagLater, TagsFound
 from tests.fakes import START
@@ -274,7 +275,7 @@ def test_a_lost_lease_changes_nothing(
     store.images.settle_tagging([(lost, TagsFound(tags={"dog": 1}, model="m/1"))])
     leased_anew = store.add_image(b"leased anew", tag_it=True)
     stale = lease_one(store)
-    store.images.void_leases(now=START)
+    store.images.void_leases(max_interruptions=5, now=START)
     held = lease_one(store)
     deleted = store.add_image(b"deleted", tag_it=True)
     orphan = lease_one(store)
@@ -295,16 +296,80 @@ def test_a_lost_lease_changes_nothing(
 def test_a_lease_is_lost_between_being_voided_and_leased_again(store: Store) -> None:
     image = store.add_image(tag_it=True)
     stale = lease_one(store)
-    store.images.void_leases(now=START + 7)
+    store.images.void_leases(max_interruptions=5, now=START + 7)
     store.images.settle_tagging([(stale, TagsFound(tags={"late": 1}, model="m/1"))])
 
     assert "PENDING" == store.images.get(image.id).state
     assert START + 7 == store.images.next_tagging_due_at()
 
 
+def test_an_image_that_was_leased_when_processes_died_waits_longer_each_time_and_then_fails(
+    store: Store,
+) -> None:
+    image = store.add_image(tag_it=True)
+    waits, now = [], START
+    for _ in range(4):
+        (lease,) = store.images.lease_for_tagging(limit=1, now=now)
+        assert [] == store.images.void_leases(max_interruptions=5, now=now)
+        due_at = store.images.next_tagging_due_at()
+        assert due_at is not None
+        waits.append((due_at - now) // 1000)
+        now = due_at
+    (lease,) = store.images.lease_for_tagging(limit=1, now=now)
+    failed = store.images.void_leases(max_interruptions=5, now=now)
+
+    assert [0, 1, 3, 7] == waits
+    assert (5, 4) == (lease.attempt, lease.interruptions)
+    assert [image.id] == failed
+    found = store.images.get(image.id)
+    assert ("FAILED", "IMAGE_UNPROCESSABLE") == (found.state, found.failure_reason)
+    assert store.images.next_tagging_due_at() is None
+
+
+def test_only_interruptions_count_and_an_upload_of_the_same_bytes_forgets_them(
+    store: Store,
+) -> None:
+    store.add_image(b"same", tag_it=True)
+    for outcome in (
+        TagLater(due_at=START),
+        TagLater(due_at=START, is_interrupted=True),
+        TagLater(due_at=START),
+    ):
+        store.images.settle_tagging([(lease_one(store), outcome)])
+    lease = lease_one(store)
+    assert 1 == lease.interruptions
+    failed = TaggingFailed(reason="IMAGE_UNPROCESSABLE", message="No.")
+    store.images.settle_tagging([(lease, failed)])
+    store.add_image(b"same", tag_it=True)
+
+    assert 0 == lease_one(store).interruptions
+
+
+def test_renditions_are_stored_with_their_image_and_go_with_it(store: Store) -> None:
+    renditions = [Rendition("PREVIEW", 4, 3, b"larger"), Rendition("THUMBNAIL", 2, 1, b"small")]
+    image = store.add_image(b"a", renditions=renditions)
+    other = store.add_image(b"b")
+
+    assert b"larger" == store.images.rendition(image.seq, "PREVIEW")
+    assert b"small" == store.images.rendition(image.seq, "THUMBNAIL")
+    assert store.images.rendition(other.seq, "PREVIEW") is None
+    store.images.delete(image.id)
+    assert store.images.rendition(image.seq, "PREVIEW") is None
+
+
+def test_renditions_can_come_later_but_not_to_an_image_that_was_deleted(store: Store) -> None:
+    image, deleted = store.add_image(b"a"), store.add_image(b"b")
+    store.images.delete(deleted.id)
+    for each in (image, deleted, image):
+        store.images.add_renditions(each.seq, [Rendition("PREVIEW", 4, 3, b"later")])
+
+    assert b"later" == store.images.rendition(image.seq, "PREVIEW")
+    assert store.images.rendition(deleted.seq, "PREVIEW") is None
+
+
 def test_voiding_leaves_those_that_merely_wait_as_they_are(store: Store) -> None:
     store.add_image(b"waits", tag_it=True, now=START + 100)
-    store.images.void_leases(now=START)
+    store.images.void_leases(max_interruptions=5, now=START)
 
     assert START + 100 == store.images.next_tagging_due_at()
 

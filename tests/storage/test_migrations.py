@@ -6,12 +6,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from sqlite_utils import Migrations
 
+from analysis.images import Rendition
 from storage import schema
 from storage.database import Database
 from storage.errors import StorageError
 from storage.query_records import Delivered, Unmatched
+from storage.sqlite_toolkit import Migrations
 from tests.fakes import START
 from tests.storage.querying import UNMATCHED, lease_one
 from tests.store import Store, attempt
@@ -86,6 +87,11 @@ def _fill(connection: Connection) -> int:
                 " VALUES (?, 1, 3, 4)",
                 (seq,),
             )
+    connection.execute(
+        "INSERT INTO image (id, sha256, media_type, size_bytes, width, height, state, created_at,"
+        " pending_since, due_at) VALUES ('img_1', 'ab', 'image/png', 4, 1, 1, 'PENDING', 1, 1, 1)"
+    )
+    connection.execute("INSERT INTO image_content (image_seq, content) VALUES (1, ?)", (b"kept",))
     return len(QUERIES)
 
 
@@ -202,3 +208,16 @@ def test_a_migration_that_does_not_end_leaves_the_database_as_it_was(
     assert before == schema_of()
     with closing(Database.own(old)) as database:
         assert [("ok",)] == database.read("PRAGMA integrity_check")
+
+
+def test_images_of_schema_5_are_there_have_no_renditions_and_take_some(old: Path) -> None:
+    with closing(Database.own(old)) as database:
+        images = Store(database).images
+        image = images.get("img_1")
+
+        assert b"kept" == images.content(image.seq)
+        assert images.rendition(image.seq, "PREVIEW") is None
+        (lease,) = images.lease_for_tagging(limit=1, now=START)
+        assert 0 == lease.interruptions
+        images.add_renditions(image.seq, [Rendition("PREVIEW", 1, 1, b"made")])
+        assert b"made" == images.rendition(image.seq, "PREVIEW")

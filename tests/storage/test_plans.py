@@ -83,7 +83,7 @@ def test_the_way_of_an_image_goes_by_indexes(store: Store) -> None:
         store.tags.set_keys({1: ["dog"]}, keys_by="en 1")
         store.tags.names(after=1, keys_by="en 1")
         store.images.page(before=2, size=1)
-        store.images.void_leases(now=START)
+        store.images.void_leases(max_interruptions=5, now=START)
         store.images.delete(image.id)
 
     assert len(plans) > 20
