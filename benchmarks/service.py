@@ -37,9 +37,16 @@ class Service:
     health: health_pb2_grpc.HealthStub
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that the server has used so far, over all its threads."""
-        fields = Path(f"/proc/{self.process_id}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * _TICK  # utime and stime; see proc(5)
+        """Return the processor time of the server and its children so far, over all threads."""
+        total = 0
+        for process_id in (self.process_id, *self._children()):
+            fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:13]))  # utime and stime; see proc(5)
+        return total * _TICK
+
+    def _children(self) -> list[int]:
+        tasks = Path(f"/proc/{self.process_id}/task").glob("*/children")
+        return [int(child) for task in tasks for child in task.read_text().split()]
 
     def add_image(self, content: bytes, tag: str) -> None:
         """Store an image under one tag."""

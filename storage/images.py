@@ -179,6 +179,7 @@ class Images:
                 return known, False
             if rows:
                 seq = rows[0][0]
+                _insert_renditions(connection, seq, new.renditions)
                 if tag_it:
                     connection.execute(
                         "UPDATE image SET state = 'PENDING', failure_reason = NULL,"
@@ -432,9 +433,10 @@ def _insert(connection: Connection, id_: str, new: NewImage, *, tag_it: bool, no
 def _insert_renditions(
     connection: Connection, seq: int, renditions: Sequence[NewRendition]
 ) -> None:
+    # What is there stays: an image of an earlier version has none.
     for each in renditions:
         connection.execute(
-            "INSERT OR REPLACE INTO image_rendition (image_seq, kind, width, height, content)"
+            "INSERT OR IGNORE INTO image_rendition (image_seq, kind, width, height, content)"
             " VALUES (?, ?, ?, ?, ?)",
             (seq, each.kind, each.width, each.height, each.content),
         )

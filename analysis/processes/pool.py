@@ -33,7 +33,8 @@ class ProcessPool:
         name: For logs and the name of the thread.
         module: What a child runs; it sends `{"ready": true}` first, or `{"error": text}`.
         arguments: Its command line, after the server's process id.
-        size: How many are kept. One is started at once, others when all are in use.
+        size: How many are kept. One more than are in use is started ahead, up to this number;
+            beyond it only when somebody waits.
     """
 
     def __init__(self, name: str, module: str, arguments: Sequence[str], *, size: int) -> None:
@@ -155,7 +156,7 @@ class ProcessPool:
             self._condition.wait_for(
                 lambda: (
                     self._is_closed
-                    or not (self._idle or self._in_use)
+                    or (not self._idle and len(self._in_use) < self._size)
                     or self._waiting > len(self._idle)
                 )
             )

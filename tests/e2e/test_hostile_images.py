@@ -185,6 +185,20 @@ def test_sigterm_ends_the_server_whatever_is_decoded(tmp_path: Path) -> None:
         wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
 
+def test_an_image_that_outlasts_its_time_is_unprocessable_and_others_are_not(
+    tmp_path: Path,
+) -> None:
+    with (
+        serve_process(tmp_path / "data", "--decoder-timeout", "0.1") as server,
+        ThreadPoolExecutor() as threads,
+    ):
+        slow = odd_images.jpeg_of_scans(32, 9000)  # nearly a second
+        outcomes = [threads.submit(upload, server, slow + bytes([n])) for n in range(4)]
+
+        assert ["OK"] * 10 == [upload(server, picture(n)) for n in range(10)]
+        assert {"IMAGE_UNPROCESSABLE"} == {outcome.result() for outcome in outcomes}
+
+
 def halt_children(server: ServeProcess) -> list[int]:
     """Make the children of a server do nothing, as an endless image would."""
     wait_until(lambda: bool(children_of(server.process.pid)))

@@ -357,6 +357,14 @@ def test_renditions_are_stored_with_their_image_and_go_with_it(store: Store) -> 
     assert store.images.rendition(image.seq, "PREVIEW") is None
 
 
+def test_an_upload_of_the_same_bytes_brings_renditions_that_are_missing(store: Store) -> None:
+    image = store.add_image(b"a")
+    for content in (b"made", b"made again"):
+        store.add_image(b"a", renditions=[Rendition("PREVIEW", 4, 3, content)])
+
+    assert b"made" == store.images.rendition(image.seq, "PREVIEW")
+
+
 def test_renditions_can_come_later_but_not_to_an_image_that_was_deleted(store: Store) -> None:
     image, deleted = store.add_image(b"a"), store.add_image(b"b")
     store.images.delete(deleted.id)
