@@ -65,9 +65,14 @@ class BoundedResolver:
                     raise socket.gaierror(socket.EAI_AGAIN, "too many look-ups under way")
                 future = Future()
                 # A daemon, so that a look-up that hangs does not hold up the end of the process.
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._run, args=(host, port, future), name="picback-dns", daemon=True
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    msg = "the system refuses a thread"
+                    raise socket.gaierror(socket.EAI_AGAIN, msg) from None
                 self._lookups[host, port] = future
         return future
 

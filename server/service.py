@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
     from analysis.pictures import PictureReader
     from dispatcher import Dispatcher, UrlGuard
     from picback.v1 import query_pb2
+    from server.key_limits import KeyLimits
     from server.paging import Paging
+    from server.response_budget import ResponseBudget
+    from server.stream_limit import StreamLimit
     from storage.images import Image, Images
     from storage.queries import Queries
     from storage.query_records import Query
@@ -37,6 +39,8 @@ _LONGEST_WAIT: Final = 15.0
 _ANSWER_MARGIN: Final = 0.5
 #: How long one WatchQuery call may stay open, in seconds.
 _LONGEST_WATCH: Final = 600.0
+#: What an entry of a page may take before that is known, in bytes: an image with 100 tags.
+_ENTRY_BYTES: Final = 4_000
 
 
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
@@ -55,7 +59,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         guard: UrlGuard,
         paging: Paging,
         max_image_bytes: int,
-        most_watchers: int,
+        responses: ResponseBudget,
+        limits: KeyLimits,
+        watchers: StreamLimit,
         is_stopping: Callable[[], bool],
         clock: Callable[[], int],
     ) -> None:
@@ -66,7 +72,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._guard = guard
         self._paging = paging
         self._max_image_bytes = max_image_bytes
-        self._watchers = threading.BoundedSemaphore(most_watchers)
+        self._responses = responses
+        self._limits = limits
+        self._watchers = watchers
         self._is_stopping = is_stopping
         self._clock = clock
 
@@ -113,6 +121,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> pb.GetImageContentResponse:
         """Return one image's bytes."""
         image = self._image(request.image_id)
+        self._responses.reserve(context, CALLER.get().key_id, image.size_bytes)
         return pb.GetImageContentResponse(
             content=self._images.content(image.seq),
             media_type=image.media_type,
@@ -127,6 +136,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         size = validation.page_size(request.page_size)
         validation.finish()
         before = self._paging.position(request.page_token, of="images")
+        self._responses.reserve(context, CALLER.get().key_id, size * _ENTRY_BYTES)
         found = self._images.page(before=before, size=size + 1)
         return pb.ListImagesResponse(
             images=[convert.image(image) for image in found[:size]],
@@ -190,6 +200,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         )
         validation.finish()
         target = self._guard.check(url)
+        self._limits.check_queued(CALLER.get().key_id)
         query, created = self._queries.submit(
             key_id=CALLER.get().key_id,
             text=text,
@@ -219,6 +230,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         validation.finish()
         listing = f"queries:{state or ''}"
         before = self._paging.position(request.page_token, of=listing)
+        self._responses.reserve(context, CALLER.get().key_id, size * _ENTRY_BYTES)
         found = self._queries.page(before=before, size=size + 1, state=state)
         return pb.ListQueriesResponse(
             queries=[_query(query) for query in found[:size]],
@@ -232,12 +244,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> Iterator[pb.WatchQueryResponse]:
         """Send a query now and after each change, until it is final."""
         query_id = _query_id(request.query_id)
-        if not self._watchers.acquire(blocking=False):
-            raise RequestError("OVERLOADED", "too many open WatchQuery calls")
-        try:
+        with self._watchers.open(CALLER.get().key_id):
             yield from self._watch(query_id, context)
-        finally:
-            self._watchers.release()
 
     def CancelQuery(
         self, request: pb.CancelQueryRequest, context: grpc.ServicerContext
@@ -294,6 +302,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 changed.clear()  # before all looking: what happens from here on sets it again
                 if not context.is_active():
                     return
+                CALLER.get().check_key()
                 query = self._queries.get(query_id)
                 if query != last:
                     yield pb.WatchQueryResponse(query=_query(query))

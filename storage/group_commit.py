@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pysqlite3 import dbapi2 as sqlite3
 
 from storage.errors import StorageBusyError, StorageError, StorageFullError, translated
+from storage.thread_pool import StartedPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,8 @@ class GroupCommit:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="picback-commit")
+        self._committer = StartedPool(1, name="commit")
+        self._committer.start()
         self._gate = threading.Lock()
         self._waiting: deque[_Operation] = deque()
         self._somebody_writes = False

@@ -16,8 +16,12 @@ from dispatcher import Dispatcher, DispatcherSettings, UrlGuard, new_secret
 from picback.v1 import image_pb2, image_service_pb2, query_pb2
 from server.errors import RequestError, as_request_error
 from server.interceptors import CALLER, Caller
+from server.key_limits import KeyLimits
 from server.paging import Paging
+from server.response_budget import ResponseBudget
 from server.service import ImageService
+from server.stream_limit import StreamLimit
+from server.timer import Timer
 from storage.api_keys import SCOPES, ApiKeys
 from storage.breakers import Breakers
 from storage.errors import ImageNotFoundError, QueryNotFoundError
@@ -88,7 +92,11 @@ class Stage:
             guard=UrlGuard(allow=["receiver.example:80"]),
             paging=Paging(b"secret"),
             max_image_bytes=1_000_000,
-            most_watchers=1,
+            responses=ResponseBudget(1_000_000, timer=Timer()),
+            limits=KeyLimits(
+                calls_per_second=0, queued_queries=0, count_queued=self.queries.queued.count
+            ),
+            watchers=StreamLimit("WatchQuery", total=1, per_key=1),
             is_stopping=lambda: self.stopping,
             clock=clock,
         )
