@@ -300,6 +300,7 @@ def test_too_many_watchers_are_told_so(stage: Stage) -> None:
     watch = stage.watch(query.id)
     watch.take_response()
     request = image_service_pb2.WatchQueryRequest(query_id=query.id)
+    CALLER.set(Caller(key_id="key", request_id="req_test"))
 
     with pytest.raises(RequestError) as caught:
         next(stage.servicer.WatchQuery(request, cast("Any", _Leaving())))
