@@ -71,15 +71,14 @@ _POOLS: Final[Mapping[str, tuple[int, str]]] = {
     "health": (4, "no key"),
     "health-watch": (_MOST_HEALTH_WATCHERS + 4, "no key"),
 }
-#: Requests that may be received at once, and how many of them one owner may have: a key, or
-#: a connection without one. Each may take as much memory as the largest message.
-_READER_SLOTS: Final[Mapping[str, tuple[int, int]]] = {
-    "keys": (16, 8),
-    "uploads": (16, 12),
-    "no key": (8, 2),
+#: Requests that may be received at once, each of which may take as much memory as the largest message;
+#: how many of them one owner may have (a key, or a connection without one); and after how many seconds
+#: one that has not arrived makes room for another owner's.
+_READERS: Final[Mapping[str, tuple[int, int, float]]] = {
+    "keys": (16, 8, 1.0),
+    "uploads": (16, 12, 5.0),
+    "no key": (12, 2, 0.1),  # only probes, which are small
 }
-#: A request that has not arrived after so many seconds makes room for another owner's.
-_YIELD_SECONDS: Final = 1.0
 #: gRPC rejects calls at random, of every connection, while more than 1,000 have not reached Python.
 #: Those of a connection are bounded as it is, and a key's by its limits.
 _MAX_PENDING_CALLS: Final = 100_000
@@ -346,7 +345,7 @@ class App:
         return server, [*pools.values(), *refusal_pools]
 
     def _make_readers(self, config: Config) -> Mapping[str, RequestReader]:
-        """Return the readers of _READER_SLOTS; none where the installed gRPC allows none."""
+        """Return the readers of _READERS; none where the installed gRPC allows none."""
         if not grpc_internals.is_supported():
             logger.warning("server.grpc_unsupported", extra={"version": grpc.__version__})
             return {}
@@ -357,12 +356,12 @@ class App:
                 timeout_seconds=config.upload_timeout
                 if name == "uploads"
                 else config.request_timeout,
-                yield_seconds=config.request_timeout if name == "uploads" else _YIELD_SECONDS,
+                yield_seconds=yield_seconds,
                 until_end=name == "uploads",
                 timer=self._timer,
                 refuse=partial(refuse_unread, self._call_log),
             )
-            for name, (slots, share) in _READER_SLOTS.items()
+            for name, (slots, share, yield_seconds) in _READERS.items()
         }
 
 

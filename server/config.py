@@ -83,8 +83,8 @@ class Config:
     stop_grace: float = 5.0
     #: How long after its beginning a call's request must have arrived; see `upload_timeout`.
     request_timeout: float = 5.0
-    #: Most bytes of responses that are being built or not read yet.
-    max_response_bytes: int = 256_000_000
+    #: Most bytes of memory that responses take until they are read.
+    max_response_bytes: int = 512_000_000
     #: Of one API key; 0 for no limit.
     limit_calls_per_second: float = 5_000.0
     #: Of one API key, those that are not final; 0 for no limit.

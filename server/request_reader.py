@@ -109,7 +109,10 @@ class RequestReader:
             request.let_go()
 
     def _has_room(self, owner: str) -> bool:
-        return self._held_by_all < self._slots and self._held[owner] < self._share
+        held = self._held.get(owner, 0)
+        # The last quarter is for owners who hold none, so that one who comes finds a slot free.
+        slots = self._slots - self._slots // 4 if held else self._slots
+        return self._held_by_all < slots and held < self._share
 
     def _take_slot(self, request: _Request) -> None:
         self._held[request.owner] += 1
@@ -201,10 +204,8 @@ class RequestReader:
     def _find_one_to_end(self) -> _Request | None:
         if self._held_by_all < self._slots:
             return None  # those who wait have their share
-        fewest = min(
-            (self._held[owner] for owner in self._waiting if self._held[owner] < self._share),
-            default=self._share,
-        )
+        held = [self._held.get(owner, 0) for owner in self._waiting]
+        fewest = min((each for each in held if each < self._share), default=self._share)
         until = time.monotonic() - self._yield_seconds
         for request in self._receiving:
             if request.started_at is None or request.started_at > until:

@@ -171,7 +171,7 @@ _GARBAGE: Final = 10_000
     envvar="PICBACK_MAX_RESPONSE_BYTES",
     show_envvar=True,
     default=Config().max_response_bytes,
-    help="Most bytes of responses that clients have not read yet, all together.",
+    help="Most bytes of memory that responses take until their clients have read them.",
 )
 @click.option(
     "--limit-calls-per-second",
