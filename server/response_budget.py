@@ -26,9 +26,9 @@ _CALL_BYTES: Final = 32_000
 #: From how many bytes on responses are built two at a time, because each is in memory once more meanwhile.
 _LARGE_BYTES: Final = 1_000_000
 _MAX_LARGE_BUILDS: Final = 2
-#: In how many seconds a response must be read: some, and one more for each so many bytes.
+#: In how many seconds a response must be read, and as many again for each so many bytes.
 _READ_SECONDS: Final = 15.0
-_READ_BYTES_PER_SECOND: Final = 500_000
+_READ_BYTES: Final = 8_000_000
 
 
 class _Hold:
@@ -95,9 +95,8 @@ class ResponseBudget:
             hold = self._hold(context, key_id, size_bytes)
         finally:
             self.abandon(context)
-        timeout = self._timer.add(
-            _READ_SECONDS + size_bytes / _READ_BYTES_PER_SECOND, context.cancel
-        )
+        seconds = _READ_SECONDS * (1 + size_bytes // _READ_BYTES)
+        timeout = self._timer.add(seconds, context.cancel)
         hold.timeout = timeout
         if context not in self._holds:  # the call has ended meanwhile
             timeout.cancel()

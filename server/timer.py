@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import threading
 import time
@@ -16,42 +14,41 @@ logger = logging.getLogger(__name__)
 
 #: How late a timeout may be, in seconds.
 _TICK_SECONDS: Final = 0.1
-#: Most timeouts that expire in one tick; others follow in the next. A client that opens 1,000 silent calls
-#: at once would otherwise have them all ended, and open them all again, in the same moment.
+#: Most timeouts that expire in one tick; others follow in the next. A client that opens 1,000 silent
+#: calls at once would otherwise have them all ended, and open them all again, in the same moment.
 _MAX_EXPIRED_PER_TICK: Final = 50
 
 
 class Timeout:
     """What happens at a time, unless it is cancelled before."""
 
-    __slots__ = ("_on_expired",)
+    __slots__ = ("_on_expired", "_pending", "at")
 
-    def __init__(self, on_expired: Callable[[], object]) -> None:
-        self._on_expired: Callable[[], object] | None = on_expired
+    def __init__(
+        self, on_expired: Callable[[], object], at: float, pending: dict[Timeout, None]
+    ) -> None:
+        self._on_expired = on_expired
+        self._pending = pending
+        self.at = at
 
     def cancel(self) -> None:
         """Forget what was to happen, and everything that it refers to."""
-        self._on_expired = None
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether nothing will happen."""
-        return self._on_expired is None
+        self._pending.pop(self, None)
 
     def expire(self) -> None:
         """Do what was to happen."""
-        on_expired, self._on_expired = self._on_expired, None
-        if on_expired is not None:
-            on_expired()
+        self._on_expired()
 
 
 class Timer:
-    """Runs callbacks that must not block, at most 500 a second. Safe to use from any thread."""
+    """Runs callbacks that must not block, at most 500 a second. Safe to use from any thread.
+
+    Every call has a timeout, which is nearly always cancelled. So timeouts are kept by their length, in
+    the order in which they expire: adding and cancelling one takes a step, and is atomic.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._numbers = itertools.count()  # among equal times, the first comes first
-        self._timeouts: list[tuple[float, int, Timeout]] = []
+        self._pending: dict[float, dict[Timeout, None]] = {}
         self._on_tick: list[Callable[[], object]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="picback-timer", daemon=True)
@@ -71,11 +68,15 @@ class Timer:
         self._on_tick.append(run)
 
     def add(self, seconds: float, on_expired: Callable[[], object]) -> Timeout:
-        """Call *on_expired* after *seconds*, unless what is returned is cancelled before."""
-        timeout = Timeout(on_expired)
-        entry = (time.monotonic() + seconds, next(self._numbers), timeout)
-        with self._lock:
-            heapq.heappush(self._timeouts, entry)
+        """Call *on_expired* after *seconds*, unless what is returned is cancelled before.
+
+        There should be few different values of *seconds*.
+        """
+        pending = self._pending.get(seconds)
+        if pending is None:
+            pending = self._pending.setdefault(seconds, {})
+        timeout = Timeout(on_expired, time.monotonic() + seconds, pending)
+        pending[timeout] = None
         return timeout
 
     def _run(self) -> None:
@@ -87,15 +88,17 @@ class Timer:
                     logger.exception("timer.callback_failed")
 
     def _expired(self) -> list[Timeout]:
-        """Take the timeouts whose time has come, and forget those cancelled before them."""
+        """Take the timeouts whose time has come."""
         now = time.monotonic()
         expired: list[Timeout] = []
-        with self._lock:
-            while self._timeouts and len(expired) < _MAX_EXPIRED_PER_TICK:
-                at, _, timeout = self._timeouts[0]
-                if not timeout.is_cancelled:
-                    if at > now:
-                        break
+        for pending in list(self._pending.values()):
+            while len(expired) < _MAX_EXPIRED_PER_TICK:
+                try:
+                    timeout = next(iter(pending), None)
+                except RuntimeError:  # a call began or ended between the two steps
+                    continue
+                if timeout is None or timeout.at > now:
+                    break
+                if pending.pop(timeout, False) is None:  # not cancelled in this moment
                     expired.append(timeout)
-                heapq.heappop(self._timeouts)
         return expired
