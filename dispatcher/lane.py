@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from storage.thread_pool import StartedPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,11 +58,16 @@ class Lane(Generic[L]):
         self._stopping = False
         self._busy = 0
         self._begun_at = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"picback-{name}")
+        self._pool = StartedPool(threads, name=name)
         self._thread = threading.Thread(target=self._run, name=f"picback-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to work.
+
+        Raises:
+            RuntimeError: The system refuses a thread.
+        """
+        self._pool.start()
         self._thread.start()
 
     def wake(self) -> None:

@@ -9,7 +9,6 @@ because a query that crashes us each time must come to an end.
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +18,7 @@ from dispatcher.late_matcher import NoMatcherError
 from dispatcher.local_resources import LocalResourceError, local_resources
 from storage.errors import ImageNotFoundError, StorageBusyError, StorageFullError
 from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt, Unmatched
+from storage.thread_pool import StartedPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +78,8 @@ class DeliveryWorker:
         self._shortage = shortage
         self._schedule = schedule
         self._clock = clock
-        self._large = ThreadPoolExecutor(_LARGE_AT_ONCE, thread_name_prefix="picback-body")
+        self._large = StartedPool(_LARGE_AT_ONCE, name="body")
+        self._large.start()
 
     def close(self) -> None:
         """End its threads; nothing is being processed any more."""

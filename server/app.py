@@ -8,7 +8,6 @@ import secrets
 import ssl
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
@@ -22,14 +21,21 @@ from analysis.taggers import TaggerLoadError
 from analysis.taggers.local_process import LocalTaggerProcess
 from dispatcher import Dispatcher, HttpDeliverer, UrlGuard, new_secret
 from picback.v1 import image_service_pb2, image_service_pb2_grpc
-from server import descriptors, reflection
+from server import descriptors, grpc_internals, reflection
+from server.call_log import CallLog
 from server.config import ConfigError
 from server.connections import ConnectionGuard, defer_accept
 from server.health import HealthServicer
-from server.interceptors import Interceptor
+from server.interceptors import Interceptor, refuse_unread
+from server.key_limits import KeyLimits
 from server.keyring import Keyring
 from server.paging import Paging
+from server.request_pool import RefusalPool, RequestPool
+from server.request_reader import RequestReader
+from server.response_budget import ResponseBudget
 from server.service import ImageService
+from server.stream_limit import StreamLimit
+from server.timer import Timer
 from storage import settings
 from storage.api_keys import DEFAULT_SCOPES, ApiKeys
 from storage.breakers import Breakers
@@ -45,25 +51,39 @@ if TYPE_CHECKING:
     from analysis.taggers import Tagger
     from server.config import Config, TlsSettings
     from storage.api_keys import Credentials
+    from storage.thread_pool import StartedPool
 
 logger = logging.getLogger(__name__)
 
 _SERVICE: Final = image_service_pb2.DESCRIPTOR.services_by_name["ImageService"].full_name
 _HEALTH: Final = "grpc.health.v1.Health"
-#: Most open WatchQuery calls, and most open Watch calls of health, which strangers may make.
-#: Each holds a thread.
-_MOST_WATCHERS: Final = 64
+#: Most open streams, in all and of one key: WatchQuery, reflection, and Watch of health, which needs
+#: no key. Each holds a thread.
+_MAX_WATCHERS: Final = 128
+_MAX_WATCHERS_PER_KEY: Final = 64
+_MAX_REFLECTION_STREAMS: Final = 12
+_MAX_REFLECTION_STREAMS_PER_KEY: Final = 4
 _MOST_HEALTH_WATCHERS: Final = 128
-#: Threads by what they answer. A call holds its thread from before its request has come in, so
-#: what strangers may call has threads of its own.
-_THREADS: Final[Mapping[str, int]] = {
-    "call": 64,  # as many as may wait for one commit; the work itself holds Python's lock
-    "upload": 16,  # they wait for tags; also the most uploads in memory at once
-    "watch": _MOST_WATCHERS + 4,  # the four are there to refuse one more
-    "reflection": 4,
-    "health": 16,
-    "health-watch": _MOST_HEALTH_WATCHERS + 4,
+#: Pool -> its threads, and which of the readers below receives its requests.
+_POOLS: Final[Mapping[str, tuple[int, str]]] = {
+    "call": (64, "keys"),  # as many as may wait for one commit; the work itself holds the GIL
+    "upload": (16, "uploads"),  # they wait for tags; also the most uploads in memory at once
+    "watch": (_MAX_WATCHERS + 4, "keys"),  # the four are there to refuse one more
+    "reflection": (_MAX_REFLECTION_STREAMS + 4, "keys"),
+    "health": (4, "no key"),
+    "health-watch": (_MOST_HEALTH_WATCHERS + 4, "no key"),
 }
+#: Requests that may be received at once, each of which may take as much memory as the largest message;
+#: how many of them one owner may have (a key, or a connection without one); and after how many seconds
+#: one that has not arrived makes room for another owner's.
+_READERS: Final[Mapping[str, tuple[int, int, float]]] = {
+    "keys": (16, 8, 1.0),
+    "uploads": (16, 12, 5.0),
+    "no key": (12, 2, 0.1),  # only probes, which are small
+}
+#: gRPC rejects calls at random, of every connection, while more than 1,000 have not reached Python.
+#: Those of a connection are bounded as it is, and a key's by its limits.
+_MAX_PENDING_CALLS: Final = 100_000
 #: How often it is looked whether work is stuck, and how long it must be due for that, in
 #: seconds: longer than a lane sleeps at most, lest a clock that was set raises an alarm.
 _LOOK_SECONDS: Final = 5.0
@@ -117,7 +137,18 @@ class App:
         self._seal_secrets(config.sealer.current)
         self._images = Images(self._database)
         self._queries = Queries(self._database)
-        self._keyring = Keyring(self.api_keys, clock=clock)
+        self._keyring = Keyring(
+            self.api_keys, clock=clock, on_revoked=self._queries.changes.wake_all
+        )
+        self._timer = Timer()
+        self._call_log = CallLog()
+        self._timer.on_tick(self._call_log.flush)
+        self._responses = ResponseBudget(config.max_response_bytes, timer=self._timer)
+        self._limits = KeyLimits(
+            calls_per_second=config.limit_calls_per_second,
+            queued_queries=config.limit_queued_queries,
+            count_queued=self._queries.queued.count,
+        )
         self._health = HealthServicer([_SERVICE], most_watchers=_MOST_HEALTH_WATCHERS)
         self._server, self._pools = self._make_server(config, clock)
         self.port = _bind(self._server, config)
@@ -160,7 +191,9 @@ class App:
                 )
             ),
             max_image_bytes=config.max_image_bytes,
-            most_watchers=_MOST_WATCHERS,
+            responses=self._responses,
+            limits=self._limits,
+            watchers=StreamLimit("WatchQuery", total=_MAX_WATCHERS, per_key=_MAX_WATCHERS_PER_KEY),
             is_stopping=self._stopping.is_set,
             clock=clock,
         )
@@ -202,9 +235,13 @@ class App:
             ConfigError: A model cannot be loaded; all is stopped again.
             StorageError: The data folder cannot be used; all is stopped again.
         """
-        self._keyring.start()
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
+            for pool in self._pools:
+                pool.start()
+            self._timer.start()
+            self._queries.count_queued()
+            self._keyring.start()
             self._decoder.start()
             if self._local_tagger is not None:
                 self._local_tagger.start()  # it loads its models while we load ours
@@ -237,9 +274,7 @@ class App:
         self._health.end()
         self._queries.changes.wake_all()
         self._images.changes.wake_all()
-        if not self._server.stop(self._config.stop_grace).wait(
-            self._config.stop_grace + _STOP_MARGIN
-        ):
+        if not self._stop_server().wait(self._config.stop_grace + _STOP_MARGIN):
             logger.warning("server.calls_left")  # gRPC has lost track of one; nobody waits for it
         self._decoder.close()
         self._dispatcher.stop()
@@ -247,11 +282,22 @@ class App:
             self._local_tagger.close()
         self._dispatcher.drain()
         self._deliverer.close()
-        for pool in self._pools.values():
+        for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
+        self._timer.stop()
         self._keyring.stop()
         self._database.close()
         logger.info("server.stopped")
+
+    def _stop_server(self) -> threading.Event:
+        try:
+            return self._server.stop(self._config.stop_grace)
+        except RuntimeError:  # gRPC needs a thread for the grace, and the system refuses it
+            logger.warning("server.no_grace")
+            stopped = threading.Event()
+            future = self._pools[0].submit(self._server.stop, None)
+            future.add_done_callback(lambda _: stopped.set())
+            return stopped
 
     def _oversee(self) -> None:
         """Tell health whether work gets done, until the server stops."""
@@ -271,13 +317,16 @@ class App:
 
     def _make_server(
         self, config: Config, clock: Callable[[], int]
-    ) -> tuple[grpc.Server, Mapping[str, ThreadPoolExecutor]]:
+    ) -> tuple[grpc.Server, list[StartedPool]]:
+        readers = self._make_readers(config)
         pools = {
-            name: ThreadPoolExecutor(threads, thread_name_prefix=f"picback-{name}")
-            for name, threads in _THREADS.items()
+            name: RequestPool(threads, name=name, reader=readers.get(reader))
+            for name, (threads, reader) in _POOLS.items()
         }
+        refusal_pools = RefusalPool(name="refusal"), RefusalPool(name="refusal-no-key")
         interceptor = Interceptor(
             self._keyring,
+            limits=self._limits,
             pools={
                 f"/{_SERVICE}/UploadImage": pools["upload"],
                 f"/{_SERVICE}/WatchQuery": pools["watch"],
@@ -286,6 +335,15 @@ class App:
                 f"/{_HEALTH}/Watch": pools["health-watch"],
                 **dict.fromkeys(reflection.METHODS, pools["reflection"]),
             },
+            refusal_pools=refusal_pools,
+            responses=self._responses,
+            reflection_streams=StreamLimit(
+                "reflection",
+                total=_MAX_REFLECTION_STREAMS,
+                per_key=_MAX_REFLECTION_STREAMS_PER_KEY,
+            ),
+            timer=self._timer,
+            call_log=self._call_log,
             is_stopping=self._stopping.is_set,
             clock=clock,
         )
@@ -302,6 +360,8 @@ class App:
                 # Beyond, a connection is closed as soon as it is accepted.
                 ("grpc.max_allowed_incoming_connections", self._budget.callers),
                 ("grpc.server_handshake_timeout_ms", round(1000 * _HANDSHAKE_SECONDS)),
+                ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
                 # Against dead connections; 1 ping in 20 s is nobody's flood.
                 ("grpc.max_connection_idle_ms", 300_000),
                 ("grpc.keepalive_time_ms", 60_000),
@@ -309,7 +369,27 @@ class App:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
             ],
         )
-        return server, pools
+        return server, [*pools.values(), *refusal_pools]
+
+    def _make_readers(self, config: Config) -> Mapping[str, RequestReader]:
+        """Return the readers of _READERS; none where the installed gRPC allows none."""
+        if not grpc_internals.is_supported():
+            logger.warning("server.grpc_unsupported", extra={"version": grpc.__version__})
+            return {}
+        return {
+            name: RequestReader(
+                slots=slots,
+                share=share,
+                timeout_seconds=config.upload_timeout
+                if name == "uploads"
+                else config.request_timeout,
+                yield_seconds=yield_seconds,
+                until_end=name == "uploads",
+                timer=self._timer,
+                refuse=partial(refuse_unread, self._call_log),
+            )
+            for name, (slots, share, yield_seconds) in _READERS.items()
+        }
 
 
 def _bind(server: grpc.Server, config: Config) -> int:

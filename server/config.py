@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _DAY: Final = 86_400
 #: Ours, so that a URL or a name with spaces is refused here and not by each image.
 _CLARIFAI_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
+#: Slowest line over which the largest image can be uploaded.
+_UPLOAD_BYTES_PER_SECOND: Final = 1_000_000
 #: Smallest and largest values that make sense.
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "max_image_bytes": (1, 500_000_000),  # SQLite's and gRPC's own limits lie above
@@ -28,6 +30,10 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "decoder_timeout": (0.1, 3600),
     "callback_timeout": (0.1, _DAY),
     "stop_grace": (0, _DAY),
+    "request_timeout": (0.1, _DAY),
+    "max_response_bytes": (1_000_000, 1 << 40),
+    "limit_calls_per_second": (0, 1_000_000),
+    "limit_queued_queries": (0, 1_000_000_000),
 }
 
 
@@ -103,6 +109,14 @@ class Config:
     callback_timeout: float = 15.0
     #: How long calls under way may take to end when the server stops.
     stop_grace: float = 5.0
+    #: How long after its beginning a call's request must have arrived; see `upload_timeout`.
+    request_timeout: float = 5.0
+    #: Most bytes of memory that responses take until they are read.
+    max_response_bytes: int = 512_000_000
+    #: Of one API key; 0 for no limit.
+    limit_calls_per_second: float = 5_000.0
+    #: Of one API key, those that are not final; 0 for no limit.
+    limit_queued_queries: int = 1_000_000
     #: What encrypts signing secrets; without keys they are stored in clear.
     sealer: Sealer = field(default_factory=Sealer)
     dispatcher: DispatcherSettings = field(default_factory=DispatcherSettings)
@@ -129,6 +143,14 @@ class Config:
             if not least <= value <= most:  # nor is "not a number" in between
                 msg = f"{name} must be from {least:,} to {most:,}, not {value:,}"
                 raise ConfigError(msg)
+
+    @property
+    def upload_timeout(self) -> float:
+        """How long after its beginning an UploadImage must have arrived.
+
+        gRPC does not tell how much of a request has come, so there must be time for the largest.
+        """
+        return self.request_timeout + self.max_image_bytes / _UPLOAD_BYTES_PER_SECOND
 
     @property
     def tagger_in_use(self) -> str:

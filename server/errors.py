@@ -45,6 +45,7 @@ STATUS_CODES: Final[Mapping[str, grpc.StatusCode]] = {
     "API_KEY_MISSING": grpc.StatusCode.UNAUTHENTICATED,
     "API_KEY_INVALID": grpc.StatusCode.UNAUTHENTICATED,
     "SCOPE_MISSING": grpc.StatusCode.PERMISSION_DENIED,
+    "REQUEST_TIMEOUT": grpc.StatusCode.DEADLINE_EXCEEDED,
     "REQUEST_MALFORMED": grpc.StatusCode.INVALID_ARGUMENT,
     "FIELD_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "IMAGE_UNSUPPORTED": grpc.StatusCode.INVALID_ARGUMENT,
@@ -121,12 +122,15 @@ class RequestError(Exception):
         *,
         violations: Sequence[Violation] = (),
         metadata: Mapping[str, str] | None = None,
+        retry_after_ms: int | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.violations = tuple(violations)
         self.metadata = dict(metadata or {})
+        #: Where it is known better than by RETRY_AFTER_MS.
+        self.retry_after_ms = retry_after_ms
 
 
 def as_request_error(error: Exception, *, request_id: str) -> RequestError:
@@ -162,7 +166,7 @@ def status_of(error: RequestError) -> status_pb2.Status:
         )
     if error.reason in RETRY_AFTER_MS:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(RETRY_AFTER_MS[error.reason])
+        delay.FromMilliseconds(error.retry_after_ms or RETRY_AFTER_MS[error.reason])
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return status_pb2.Status(
         code=code_pb2.Code.Value(STATUS_CODES[error.reason].name),

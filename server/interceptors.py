@@ -11,13 +11,12 @@ import functools
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from server import logs
 from server.errors import (
     RETRY_AFTER_MS,
     STATUS_CODES,
@@ -33,7 +32,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import TypeAlias
 
+    from server.call_log import CallLog
+    from server.grpc_internals import UnreadCall
+    from server.key_limits import KeyLimits
     from server.keyring import Keyring
+    from server.response_budget import ResponseBudget
+    from server.stream_limit import StreamLimit
+    from server.timer import Timer
     from storage.api_keys import Grant
 
     #: What happens around a handler, given its request and context.
@@ -56,6 +61,12 @@ SCOPES: Final[Mapping[str, str]] = {
 #: Probes bring no metadata, so health needs no key.
 _HEALTH: Final = "/grpc.health.v1.Health/"
 _LONGEST_REQUEST_ID: Final = 128
+#: Largest request of a method other than UploadImage, in bytes. None that passes validation has a
+#: quarter of it.
+_MAX_REQUEST_BYTES: Final = 1 << 20
+_UPLOAD: Final = "/picback.v1.ImageService/UploadImage"
+#: How long a message of a stream may wait for its client to read it, in seconds.
+_STREAM_READ_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +76,25 @@ class Caller:
     key_id: str
     request_id: str
     scopes: frozenset[str] = frozenset()
+    #: Whether the key is still good; a stream may outlive it.
+    has_valid_key: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
+
+    def check_key(self) -> None:
+        """Let a call with a valid key go on.
+
+        Raises:
+            RequestError: API_KEY_INVALID; it was revoked, or has expired.
+        """
+        if not self.has_valid_key():
+            raise RequestError("API_KEY_INVALID", "the API key is not valid any more")
 
 
 #: Set while a handler runs; how a handler knows its caller.
 CALLER: Final[contextvars.ContextVar[Caller]] = contextvars.ContextVar("picback_caller")
+
+
+#: Who makes a call of health.
+_PROBE: Final = Caller(key_id="", request_id="")
 
 
 class _Malformed:
@@ -80,7 +106,13 @@ class Interceptor(grpc.ServerInterceptor):
 
     Args:
         keyring: Who may call.
+        limits: How much a key may call.
         pools: Method -> its own threads, for methods that hold theirs for long.
+        refusal_pools: Threads for calls that are refused unread: with a valid key, and without.
+        responses: What responses may take.
+        reflection_streams: How many of them may be open.
+        timer: Ends streams whose messages are not read.
+        call_log: Where calls leave a line.
         is_stopping: Whether new calls are to be refused.
         clock: The time in milliseconds, for ids of requests that bring none.
     """
@@ -89,12 +121,24 @@ class Interceptor(grpc.ServerInterceptor):
         self,
         keyring: Keyring,
         *,
+        limits: KeyLimits,
         pools: Mapping[str, ThreadPoolExecutor],
+        refusal_pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
+        responses: ResponseBudget,
+        reflection_streams: StreamLimit,
+        timer: Timer,
+        call_log: CallLog,
         is_stopping: Callable[[], bool],
         clock: Callable[[], int],
     ) -> None:
         self._keyring = keyring
+        self._limits = limits
         self._pools = pools
+        self._refusal_pools = refusal_pools
+        self._responses = responses
+        self._reflection_streams = reflection_streams
+        self._timer = timer
+        self._call_log = call_log
         self._is_stopping = is_stopping
         self._clock = clock
 
@@ -107,21 +151,29 @@ class Interceptor(grpc.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(_HEALTH):
             handler = continuation(handler_call_details)
-            return None if handler is None else self._wrap(method, handler, _probing)
+            return None if handler is None else self._wrap(method, _PROBE, handler, _probing)
         metadata = handler_call_details.invocation_metadata
         request_id, key_id = self._request_id(metadata), ""
         try:
-            grant = self._authenticate(metadata)
+            token = _token(metadata)
+            grant = self._authenticate(token)
             key_id = grant.key_id
             self._check_running()
+            self._limits.count_call(key_id)
             _authorise(method, grant.scopes)
         except RequestError as error:
             return self._deny(method, Caller(key_id=key_id, request_id=request_id), error)
-        caller = Caller(key_id=key_id, request_id=request_id, scopes=grant.scopes)
+        caller = Caller(
+            key_id=key_id,
+            request_id=request_id,
+            scopes=grant.scopes,
+            has_valid_key=functools.partial(self._keyring.is_valid, token),
+        )
         handler = continuation(handler_call_details)
         if handler is None:
             return None  # gRPC says UNIMPLEMENTED
-        return self._wrap(method, handler, functools.partial(_answering, method, caller))
+        surround = functools.partial(_answering, self._call_log, method, caller)
+        return self._wrap(method, caller, handler, surround)
 
     def _request_id(self, metadata: Any) -> str:
         for key, value in metadata:
@@ -134,12 +186,8 @@ class Interceptor(grpc.ServerInterceptor):
                 return value
         return new_id("req", now=self._clock())
 
-    def _authenticate(self, metadata: Any) -> Grant:
-        tokens = [value for key, value in metadata if key == "x-api-key"]
-        if not tokens:
-            raise RequestError("API_KEY_MISSING", "the call needs the metadata entry x-api-key")
-        # A second entry would leave it open which one counts.
-        grant = self._keyring.look_up(tokens[0]) if len(tokens) == 1 else None
+    def _authenticate(self, token: str) -> Grant:
+        grant = self._keyring.look_up(token)
         if grant is None:
             raise RequestError("API_KEY_INVALID", "the API key is not valid")
         return grant
@@ -152,25 +200,37 @@ class Interceptor(grpc.ServerInterceptor):
         self, method: str, caller: Caller, error: RequestError
     ) -> grpc.RpcMethodHandler[Any, Any]:
         def deny(_requests: Any, context: grpc.ServicerContext) -> Any:
-            code = STATUS_CODES[error.reason]
-            _log(method, caller, code=code, reason=error.reason, started=time.monotonic())
+            _log_refusal(self._call_log, method, caller, error)
             _abort(context, error, ("x-request-id", caller.request_id))
+
+        with_key, without_key = self._refusal_pools
+        deny.experimental_thread_pool = with_key if caller.key_id else without_key  # type: ignore[attr-defined] # gRPC's way
 
         # As a stream: such a handler never reads its request. A unary one would first take
         # in the whole of a stranger's upload (10 x 60 MB cost 572 MB; so it costs 2 MB).
         return grpc.stream_unary_rpc_method_handler(deny)
 
     def _wrap(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], surround: _Surround
+        self,
+        method: str,
+        caller: Caller,
+        handler: grpc.RpcMethodHandler[Any, Any],
+        surround: _Surround,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Return *handler* with *surround* around its behaviour, on the method's own threads."""
-        deserializer = _forgiving(handler.request_deserializer)
+        """Return *handler* with *surround* around its behaviour, on the method's own threads.
+
+        Responses are serialized within it, so that they can be counted and still be refused.
+        """
+        max_bytes = None if method == _UPLOAD else _MAX_REQUEST_BYTES
+        deserializer = _forgiving(handler.request_deserializer, max_bytes)
+        serialize: Any = handler.response_serializer
+        responses, key_id = self._responses, caller.key_id
         if handler.unary_stream is not None:
             stream = handler.unary_stream
 
             def answer_stream(request: Any, context: grpc.ServicerContext) -> Any:
                 with surround(request, context):
-                    yield from stream(request, context)
+                    yield from self._send_each(serialize, stream(request, context), context)
 
             behaviour: Any = answer_stream
             make: Any = grpc.unary_stream_rpc_method_handler
@@ -178,8 +238,10 @@ class Interceptor(grpc.ServerInterceptor):
             converse = handler.stream_stream
 
             def answer_each(requests: Any, context: grpc.ServicerContext) -> Any:
-                with surround(None, context):
-                    yield from converse(map(_check_parsed, requests), context)
+                with surround(None, context), self._reflection_streams.open(key_id):
+                    requests.poll = caller.check_key  # gRPC's own requests do not look at it
+                    parsed = map(_check_parsed, requests)
+                    yield from self._send_each(serialize, converse(parsed, context), context)
 
             behaviour = answer_each
             make = grpc.stream_stream_rpc_method_handler
@@ -188,16 +250,47 @@ class Interceptor(grpc.ServerInterceptor):
 
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
                 with surround(request, context):
-                    return unary(request, context)
+                    try:
+                        response = serialize(unary(request, context))
+                    except BaseException:
+                        responses.abandon(context)
+                        raise
+                    responses.send(context, key_id, len(response))
+                    return response
 
             behaviour = answer
             make = grpc.unary_unary_rpc_method_handler
         if method in self._pools:
             behaviour.experimental_thread_pool = self._pools[method]
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            behaviour, deserializer, handler.response_serializer
-        )
+        behaviour.owner = key_id  # for `request_pool`
+        behaviour.method, behaviour.caller = method, caller  # for `refuse_unread`
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(behaviour, deserializer)
         return wrapped
+
+    def _send_each(
+        self, serialize: Any, messages: Iterator[Any], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """Yield *messages* as bytes; cancel the call if one is not read."""
+        for message in messages:
+            timeout = self._timer.add(_STREAM_READ_SECONDS, context.cancel)
+            yield serialize(message)
+            timeout.cancel()
+
+
+def refuse_unread(call_log: CallLog, call: UnreadCall, error: RequestError) -> None:
+    """End a call whose request has not been received. From any thread."""
+    method, caller = call.behaviour.method, call.behaviour.caller
+    message, trailers = _outcome(error, ("x-request-id", caller.request_id))
+    if call.refuse(STATUS_CODES[error.reason], message, trailers):
+        _log_refusal(call_log, method, caller, error)
+
+
+def _token(metadata: Any) -> str:
+    tokens = [value for key, value in metadata if key == "x-api-key"]
+    if not tokens:
+        raise RequestError("API_KEY_MISSING", "the call needs the metadata entry x-api-key")
+    # A second entry would leave it open which one counts.
+    return str(tokens[0]) if len(tokens) == 1 else ""
 
 
 def _authorise(method: str, scopes: frozenset[str]) -> None:
@@ -208,14 +301,16 @@ def _authorise(method: str, scopes: frozenset[str]) -> None:
         )
 
 
-def _forgiving(deserializer: Any) -> Callable[[bytes], Any]:
-    """Return *deserializer* with a stand-in for what it refuses.
+def _forgiving(deserializer: Any, max_bytes: int | None) -> Callable[[bytes], Any]:
+    """Return *deserializer* with a stand-in for what it refuses, and for more than *max_bytes*.
 
     gRPC would say INTERNAL, and may never again see a stream as ended, nor the server as
     stopped: when the handler returns, it sends a second status.
     """
 
     def deserialize(data: bytes) -> Any:
+        if max_bytes is not None and len(data) > max_bytes:
+            return _Malformed()
         try:
             return deserializer(data)
         except (DecodeError, UnicodeDecodeError):
@@ -242,7 +337,7 @@ def _probing(request: Any, context: grpc.ServicerContext) -> Iterator[None]:
 
 @contextmanager
 def _answering(
-    method: str, caller: Caller, request: Any, context: grpc.ServicerContext
+    call_log: CallLog, method: str, caller: Caller, request: Any, context: grpc.ServicerContext
 ) -> Iterator[None]:
     started = time.monotonic()
     token = CALLER.set(caller)
@@ -267,7 +362,14 @@ def _answering(
         if refusal is None and not context.is_active():
             code = grpc.StatusCode.CANCELLED
         reason = refusal.reason if refusal else ""
-        _log(method, caller, code=code, reason=reason, started=started)
+        call_log.finished(
+            method,
+            code=code,
+            reason=reason,
+            key_id=caller.key_id,
+            request_id=caller.request_id,
+            started=started,
+        )
     if refusal is not None:
         _abort(context, refusal, echo)
 
@@ -275,27 +377,29 @@ def _answering(
 def _abort(
     context: grpc.ServicerContext, error: RequestError, *trailers: tuple[str, str | bytes]
 ) -> None:
+    message, trailers_ = _outcome(error, *trailers)
+    context.set_trailing_metadata(trailers_)
+    context.abort(STATUS_CODES[error.reason], message)
+
+
+def _outcome(
+    error: RequestError, *trailers: tuple[str, str | bytes]
+) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
+    """Return the message and the trailers that tell a caller of *error*."""
     status = status_of(error)
     details = ("grpc-status-details-bin", status.SerializeToString())
     # gRPC's own retries obey this; RetryInfo is for callers who retry by themselves. They go by
     # the status alone, and would send 20 MB to a full disk five times: -1 says not to.
-    pushback = ("grpc-retry-pushback-ms", str(RETRY_AFTER_MS.get(error.reason, -1)))
-    context.set_trailing_metadata((*trailers, details, pushback))
-    context.abort(STATUS_CODES[error.reason], status.message)
+    retry_after_ms = error.retry_after_ms or RETRY_AFTER_MS.get(error.reason, -1)
+    pushback = ("grpc-retry-pushback-ms", str(retry_after_ms))
+    return status.message, (*trailers, details, pushback)
 
 
-def _log(
-    method: str, caller: Caller, *, code: grpc.StatusCode, reason: str, started: float
-) -> None:
-    logs.info(
-        logger,
-        "rpc.finished",
-        {
-            "method": method.rpartition("/")[2],
-            "code": code.name,
-            "reason": reason,
-            "key": caller.key_id,
-            "request_id": caller.request_id,
-            "ms": round((time.monotonic() - started) * 1000, 1),
-        },
+def _log_refusal(call_log: CallLog, method: str, caller: Caller, error: RequestError) -> None:
+    call_log.refused(
+        method,
+        code=STATUS_CODES[error.reason],
+        reason=error.reason,
+        key_id=caller.key_id,
+        request_id=caller.request_id,
     )

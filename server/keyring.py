@@ -28,12 +28,26 @@ _NOTE_USE_SECONDS: Final = 60.0
 
 
 class Keyring:
-    """Tells what a token entitles to. Safe to use from any thread."""
+    """Tells what a token entitles to. Safe to use from any thread.
 
-    def __init__(self, api_keys: ApiKeys, *, clock: Callable[[], int]) -> None:
+    Args:
+        api_keys: Where the keys are stored.
+        clock: The time in milliseconds.
+        on_revoked: Called after a token has stopped to be valid, which may be a second ago.
+    """
+
+    def __init__(
+        self,
+        api_keys: ApiKeys,
+        *,
+        clock: Callable[[], int],
+        on_revoked: Callable[[], None] = lambda: None,
+    ) -> None:
         self._api_keys = api_keys
         self._clock = clock
+        self._on_revoked = on_revoked
         self._grants: dict[bytes, Grant] = {}
+        self._valid: set[bytes] = set()
         self._used: dict[str, int] = {}
         self._noted: dict[str, int] = {}
         self._stopping = threading.Event()
@@ -56,15 +70,26 @@ class Keyring:
     def refresh(self) -> None:
         """Read the keys now."""
         self._grants = self._api_keys.grants()
+        valid, before = {each for each in self._grants if self._valid_grant(each)}, self._valid
+        self._valid = valid
+        if before - valid:
+            self._on_revoked()
 
     def look_up(self, token: str) -> Grant | None:
         """Return what *token* entitles to now; None for any token that is no good."""
-        found = digest(token)
-        grant = self._grants.get(found) if found is not None else None
-        now = self._clock()
-        if grant is None or (grant.expires_at is not None and grant.expires_at <= now):
+        grant = self._valid_grant(digest(token))
+        if grant is not None:
+            self._used[grant.key_id] = self._clock()
+        return grant
+
+    def is_valid(self, token: str) -> bool:
+        """Tell whether *token* still entitles to anything; that is no use of it."""
+        return self._valid_grant(digest(token)) is not None
+
+    def _valid_grant(self, digest_: bytes | None) -> Grant | None:
+        grant = self._grants.get(digest_) if digest_ is not None else None
+        if grant is None or (grant.expires_at is not None and grant.expires_at <= self._clock()):
             return None
-        self._used[grant.key_id] = now
         return grant
 
     def _run(self) -> None:

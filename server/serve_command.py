@@ -27,6 +27,7 @@ from server.config import ClarifaiSettings, Config, ConfigError, TlsSettings
 from server.home_core import LOOK_SECONDS, HomeCore, allowed_cores
 from server.keys_command import credentials_json, print_credentials
 from server.secrets_key_file import read_sealer
+from server.thread_monitor import ThreadMonitor, ending_on_failure
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -206,6 +207,35 @@ _GARBAGE: Final = 10_000
     help="Seconds that calls under way may take to end when the server stops.",
 )
 @click.option(
+    "--request-timeout",
+    envvar="PICBACK_REQUEST_TIMEOUT",
+    show_envvar=True,
+    default=Config().request_timeout,
+    help="Seconds in which the whole request of a call must arrive; UploadImage has one more for "
+    "each MB of --max-image-bytes.",
+)
+@click.option(
+    "--max-response-bytes",
+    envvar="PICBACK_MAX_RESPONSE_BYTES",
+    show_envvar=True,
+    default=Config().max_response_bytes,
+    help="Most bytes of memory that responses take until their clients have read them.",
+)
+@click.option(
+    "--limit-calls-per-second",
+    envvar="PICBACK_LIMIT_CALLS_PER_SECOND",
+    show_envvar=True,
+    default=Config().limit_calls_per_second,
+    help="Most calls of one API key in a second; 0 for no limit.",
+)
+@click.option(
+    "--limit-queued-queries",
+    envvar="PICBACK_LIMIT_QUEUED_QUERIES",
+    show_envvar=True,
+    default=Config().limit_queued_queries,
+    help="Most queries of one API key that are not final; 0 for no limit.",
+)
+@click.option(
     "--tls-cert",
     envvar="PICBACK_TLS_CERT",
     show_envvar=True,
@@ -266,8 +296,11 @@ def serve(**options: Any) -> None:
     with _noting_stop_signals() as noted:
         home = _home(options["core"])
         app = _start(options, home)
-        while not select.select([noted], [], [], LOOK_SECONDS)[0]:
-            home.gather()
+        monitor = ThreadMonitor()
+        with ending_on_failure():
+            while not select.select([noted], [], [], LOOK_SECONDS)[0]:
+                home.gather()
+                monitor.check()
     app.stop()
 
 
@@ -367,6 +400,10 @@ def _config(options: dict[str, Any]) -> Config:
         insecure=options["insecure"],
         callback_timeout=options["callback_timeout"],
         stop_grace=options["stop_grace"],
+        request_timeout=options["request_timeout"],
+        max_response_bytes=options["max_response_bytes"],
+        limit_calls_per_second=options["limit_calls_per_second"],
+        limit_queued_queries=options["limit_queued_queries"],
         dispatcher=DispatcherSettings(delivery_bytes=options["delivery_bytes"]),
         sealer=read_sealer(options["secrets_key_file"], data=options["data"]),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +28,10 @@ if TYPE_CHECKING:
     from analysis.images import DecodedImage
     from dispatcher import Dispatcher, UrlGuard
     from picback.v1 import query_pb2
+    from server.key_limits import KeyLimits
     from server.paging import Paging
+    from server.response_budget import ResponseBudget
+    from server.stream_limit import StreamLimit
     from storage.images import Image, Images
     from storage.queries import Queries
     from storage.query_records import Query
@@ -40,6 +42,8 @@ _LONGEST_WAIT: Final = 15.0
 _ANSWER_MARGIN: Final = 0.5
 #: How long one WatchQuery call may stay open, in seconds.
 _LONGEST_WATCH: Final = 600.0
+#: What an entry of a page may take before that is known, in bytes: an image with 100 tags.
+_ENTRY_BYTES: Final = 4_000
 
 
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
@@ -58,7 +62,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         guard: UrlGuard,
         paging: Paging,
         max_image_bytes: int,
-        most_watchers: int,
+        responses: ResponseBudget,
+        limits: KeyLimits,
+        watchers: StreamLimit,
         is_stopping: Callable[[], bool],
         clock: Callable[[], int],
     ) -> None:
@@ -69,7 +75,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._guard = guard
         self._paging = paging
         self._max_image_bytes = max_image_bytes
-        self._watchers = threading.BoundedSemaphore(most_watchers)
+        self._responses = responses
+        self._limits = limits
+        self._watchers = watchers
         self._is_stopping = is_stopping
         self._clock = clock
 
@@ -118,6 +126,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> pb.GetImageContentResponse:
         """Return one image's bytes."""
         image = self._image(request.image_id)
+        self._responses.reserve(context, CALLER.get().key_id, image.size_bytes)
         return pb.GetImageContentResponse(
             content=self._images.content(image.seq),
             media_type=image.media_type,
@@ -132,6 +141,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         size = validation.page_size(request.page_size)
         validation.finish()
         before = self._paging.position(request.page_token, of="images")
+        self._responses.reserve(context, CALLER.get().key_id, size * _ENTRY_BYTES)
         found = self._images.page(before=before, size=size + 1)
         return pb.ListImagesResponse(
             images=[convert.image(image) for image in found[:size]],
@@ -196,6 +206,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         on_unmatched = validation.on_unmatched(request.on_unmatched)
         validation.finish()
         target = self._guard.check(url)
+        self._limits.check_queued(CALLER.get().key_id)
         query, created = self._queries.submit(
             key_id=CALLER.get().key_id,
             text=text,
@@ -232,6 +243,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         validation.finish()
         listing = f"queries:{CALLER.get().key_id}:{state or ''}"
         before = self._paging.position(request.page_token, of=listing)
+        self._responses.reserve(context, CALLER.get().key_id, size * _ENTRY_BYTES)
         found = self._queries.page(
             before=before, size=size + 1, state=state, key_id=_visible_key_id()
         )
@@ -247,12 +259,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> Iterator[pb.WatchQueryResponse]:
         """Send a query now and after each change, until it is final."""
         query_id = _query_id(request.query_id)
-        if not self._watchers.acquire(blocking=False):
-            raise RequestError("OVERLOADED", "too many open WatchQuery calls")
-        try:
+        with self._watchers.open(CALLER.get().key_id):
             yield from self._watch(query_id, context)
-        finally:
-            self._watchers.release()
 
     def CancelQuery(
         self, request: pb.CancelQueryRequest, context: grpc.ServicerContext
@@ -320,6 +328,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 changed.clear()  # before all looking: what happens from here on sets it again
                 if not context.is_active():
                     return
+                CALLER.get().check_key()
                 query = self._queries.get(query_id, key_id=key_id)
                 if query != last:
                     yield pb.WatchQueryResponse(query=_query(query))

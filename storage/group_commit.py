@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from storage import driver
 from storage.errors import StorageBusyError, StorageError, StorageFullError, translated
+from storage.thread_pool import StartedPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,8 @@ class GroupCommit:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="picback-commit")
+        self._committer = StartedPool(1, name="commit")
+        self._committer.start()
         self._gate = threading.Lock()
         self._waiting: deque[_Operation] = deque()
         self._somebody_writes = False

@@ -29,6 +29,7 @@ from storage.query_records import (
     lease_from,
     query_from,
 )
+from storage.queued_queries import QueuedQueries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,6 +58,19 @@ class Queries:
         self._database = database
         #: Published after each change of a query.
         self.changes = Changes()
+        #: How many of each key are not final, once `count_queued` was called.
+        self.queued = QueuedQueries()
+
+    def count_queued(self) -> None:
+        """Count the queries that are not final. Only right while nobody changes any."""
+        self.queued.reset(
+            dict(
+                self._database.read(
+                    "SELECT key_id, count(*) FROM query WHERE state IN ('QUEUED', 'DELIVERING')"
+                    " GROUP BY key_id"
+                )
+            )
+        )
 
     def submit(
         self,
@@ -108,6 +122,7 @@ class Queries:
         stored, seq, to = self._database.write(operation)
         if stored != id_:
             return self.get(stored), False
+        self.queued.add(key_id, 1)
         # As accepted. To read it back would cost as much again as all the rest.
         accepted = Query(
             seq=seq,
@@ -156,8 +171,8 @@ class Queries:
             StateConflictError: It ended otherwise; nothing was changed.
         """
 
-        def operation(connection: Connection) -> None:
-            seq, state = _state_of(connection, query_id, key_id)
+        def operation(connection: Connection) -> str | None:
+            seq, state, owner = _state_of(connection, query_id, key_id)
             if state in FINAL_STATES - {"CANCELLED"}:
                 raise StateConflictError(state)
             connection.execute(
@@ -165,8 +180,11 @@ class Queries:
                 " ended_at = coalesce(ended_at, ?) WHERE seq = ?",
                 (now, seq),
             )
+            return None if state == "CANCELLED" else owner
 
-        self._database.write(operation)
+        owner = self._database.write(operation)
+        if owner is not None:
+            self.queued.add(owner, -1)
         self.changes.publish(query_id)
         return self.get(query_id)
 
@@ -180,8 +198,8 @@ class Queries:
             StateConflictError: It is not final; nothing was changed.
         """
 
-        def operation(connection: Connection) -> None:
-            seq, state = _state_of(connection, query_id, key_id)
+        def operation(connection: Connection) -> str:
+            seq, state, owner = _state_of(connection, query_id, key_id)
             if state not in FINAL_STATES:
                 raise StateConflictError(state)
             if state == "UNMATCHED":
@@ -194,8 +212,9 @@ class Queries:
                 " failure_reason = NULL, failure_message = NULL, ended_at = NULL WHERE seq = ?2",
                 (now, seq),
             )
+            return owner
 
-        self._database.write(operation)
+        self.queued.add(self._database.write(operation), 1)
         self.changes.publish(query_id)
         return self.get(query_id)
 
@@ -292,6 +311,8 @@ class Queries:
             return held
 
         held = self._database.write(operation)
+        if held and isinstance(outcome, Delivered | GivenUp | Unmatched):
+            self.queued.add(lease.key_id, -1)
         self.changes.publish(lease.id)
         return held
 
@@ -303,7 +324,7 @@ class Queries:
         with it cannot do so for ever.
         """
 
-        def operation(connection: Connection) -> int:
+        def operation(connection: Connection) -> tuple[int, list[tuple[str]]]:
             rows = connection.execute(
                 "SELECT seq, attempt, leased_at FROM query WHERE leased_at IS NOT NULL"
             ).fetchall()
@@ -319,19 +340,22 @@ class Queries:
                         failure_message="the server stopped during this attempt",
                     ),
                 )
-            connection.execute(
+            ended = connection.execute(
                 "UPDATE query SET leased_at = NULL, state = 'FAILED', ended_at = ?2,"
                 " failure_reason = 'ATTEMPTS_EXHAUSTED',"
                 " failure_message = 'the server stopped during the last attempt'"
-                " WHERE leased_at IS NOT NULL AND attempt - cycle_start >= ?1",
+                " WHERE leased_at IS NOT NULL AND attempt - cycle_start >= ?1 RETURNING key_id",
                 (max_attempts, now),
-            )
+            ).fetchall()
             connection.execute(
                 "UPDATE query SET leased_at = NULL, due_at = ? WHERE leased_at IS NOT NULL", (now,)
             )
-            return len(rows)
+            return len(rows), ended
 
-        return self._database.write(operation)
+        voided, ended = self._database.write(operation)
+        for (key_id,) in ended:
+            self.queued.add(key_id, -1)
+        return voided
 
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
@@ -391,12 +415,13 @@ def _not_found() -> QueryNotFoundError:
     return QueryNotFoundError("there is no query with this id")
 
 
-def _state_of(connection: Connection, query_id: str, key_id: str | None) -> tuple[int, str]:
+def _state_of(connection: Connection, query_id: str, key_id: str | None) -> tuple[int, str, str]:
+    """Return a query's number, state and key."""
     where, values = _where({"id = ?": query_id, "key_id = ?": key_id})
-    rows = connection.execute(f"SELECT seq, state FROM query {where}", values).fetchall()
+    rows = connection.execute(f"SELECT seq, state, key_id FROM query {where}", values).fetchall()
     if not rows:
         raise _not_found()
-    return rows[0][0], rows[0][1]
+    return rows[0][0], rows[0][1], rows[0][2]
 
 
 def _end_lease(

@@ -206,7 +206,13 @@ class TagIndex:
             self._merging = threading.Thread(
                 target=self._merge_or_say_why, name="picback-index", daemon=True
             )
-            self._merging.start()
+            try:
+                self._merging.start()
+            except (
+                RuntimeError
+            ) as error:  # the system refuses a thread; the next change tries again
+                self._merging = None
+                logger.warning("index.not_merged", extra={"error": str(error)})
 
     def _merge_or_say_why(self) -> None:
         try:

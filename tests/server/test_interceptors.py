@@ -36,9 +36,12 @@ CONTRACT = {
 
 
 @pytest.fixture
-def read_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
+def read_log(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> Callable[[], list[dict[str, Any]]]:
     """Return a function that returns the facts of all calls' log lines until now."""
     caplog.set_level(logging.INFO)
+    service.app._call_log._refusals.clear()  # other tests' refusals in the same second
     return lambda: [
         vars(record) for record in caplog.records if record.getMessage() == "rpc.finished"
     ]

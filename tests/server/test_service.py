@@ -15,8 +15,12 @@ from dispatcher import Dispatcher, DispatcherSettings, UrlGuard, new_secret
 from picback.v1 import image_pb2, image_service_pb2, query_pb2
 from server.errors import RequestError, as_request_error
 from server.interceptors import CALLER, Caller
+from server.key_limits import KeyLimits
 from server.paging import Paging
+from server.response_budget import ResponseBudget
 from server.service import ImageService
+from server.stream_limit import StreamLimit
+from server.timer import Timer
 from storage.api_keys import SCOPES, ApiKeys
 from storage.breakers import Breakers
 from storage.errors import ImageNotFoundError, QueryNotFoundError
@@ -89,7 +93,11 @@ class Stage:
             guard=UrlGuard(allow=["receiver.example:80"]),
             paging=Paging(bytes(32)),
             max_image_bytes=1_000_000,
-            most_watchers=1,
+            responses=ResponseBudget(1_000_000, timer=Timer()),
+            limits=KeyLimits(
+                calls_per_second=0, queued_queries=0, count_queued=self.queries.queued.count
+            ),
+            watchers=StreamLimit("WatchQuery", total=1, per_key=1),
             is_stopping=lambda: self.stopping,
             clock=clock,
         )
@@ -293,6 +301,7 @@ def test_too_many_watchers_are_told_so(stage: Stage) -> None:
     watch = stage.watch(query.id)
     watch.take_response()
     request = image_service_pb2.WatchQueryRequest(query_id=query.id)
+    CALLER.set(Caller(key_id="key", request_id="req_test"))
 
     with pytest.raises(RequestError) as caught:
         next(stage.servicer.WatchQuery(request, cast("Any", _Leaving())))

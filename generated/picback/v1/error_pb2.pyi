@@ -88,6 +88,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
     named in metadata "limit". Nothing was stored; the same call works later.
     """
+    ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 23
+    """DEADLINE_EXCEEDED: the call began, and its request did not arrive within the
+    server's limit of time. Nothing was stored.
+    """
     ERROR_REASON_TAGGER_REJECTED: _ErrorReason.ValueType  # 30
     """Image.failure: the tagger refused this image for good."""
     ERROR_REASON_TAGGER_UNAVAILABLE: _ErrorReason.ValueType  # 31
@@ -197,6 +201,10 @@ image that was stored and that the tagger could not process within them.
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 22
 """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
 named in metadata "limit". Nothing was stored; the same call works later.
+"""
+ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 23
+"""DEADLINE_EXCEEDED: the call began, and its request did not arrive within the
+server's limit of time. Nothing was stored.
 """
 ERROR_REASON_TAGGER_REJECTED: ErrorReason.ValueType  # 30
 """Image.failure: the tagger refused this image for good."""
