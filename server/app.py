@@ -24,10 +24,11 @@ from server import grpc_internals, reflection
 from server.call_log import CallLog
 from server.config import ConfigError
 from server.health import HealthServicer
-from server.interceptors import Interceptor, refuse_unread
+from server.interceptors import Interceptor
 from server.key_limits import KeyLimits
 from server.keyring import Keyring
 from server.paging import Paging
+from server.refusals import refuse_unread
 from server.request_pool import RefusalPool, RequestPool
 from server.request_reader import RequestReader
 from server.response_budget import ResponseBudget

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server import convert
+from server.caller import CALLER
 from server.errors import RequestError
-from server.interceptors import CALLER
 from server.validation import Validation
 from storage.errors import ImageNotFoundError
 from storage.images import NewImage
