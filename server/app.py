@@ -295,7 +295,7 @@ class App:
     def _make_server(
         self, config: Config, clock: Callable[[], int]
     ) -> tuple[grpc.Server, list[StartedPool]]:
-        readers = self._make_readers(config)
+        self._readers = readers = self._make_readers(config)
         pools = {
             name: RequestPool(threads, name=name, reader=readers.get(reader))
             for name, (threads, reader) in _POOLS.items()

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from server.caller import CALLER, Caller
+from server.caller import CALLER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
+
+    from server.caller import Caller
 
 _grpc_server: Any = import_module("grpc._server")
 _cygrpc: Any = import_module("grpc._cython.cygrpc")
