@@ -26,10 +26,11 @@ from server.call_log import CallLog
 from server.config import ConfigError
 from server.connections import ConnectionGuard, defer_accept
 from server.health import HealthServicer
-from server.interceptors import Interceptor, refuse_unread
+from server.interceptors import Interceptor
 from server.key_limits import KeyLimits
 from server.keyring import Keyring
 from server.paging import Paging
+from server.refusals import refuse_unread
 from server.request_pool import RefusalPool, RequestPool
 from server.request_reader import RequestReader
 from server.response_budget import ResponseBudget
@@ -318,7 +319,7 @@ class App:
     def _make_server(
         self, config: Config, clock: Callable[[], int]
     ) -> tuple[grpc.Server, list[StartedPool]]:
-        readers = self._make_readers(config)
+        self._readers = readers = self._make_readers(config)
         pools = {
             name: RequestPool(threads, name=name, reader=readers.get(reader))
             for name, (threads, reader) in _POOLS.items()

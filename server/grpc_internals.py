@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from server.caller import CALLER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
+
+    from server.caller import Caller
 
 _grpc_server: Any = import_module("grpc._server")
 _cygrpc: Any = import_module("grpc._cython.cygrpc")
@@ -38,6 +42,7 @@ _STATE: Final = (
     "client",
     "code",
     "condition",
+    "context",
     "details",
     "due",
     "request",
@@ -114,6 +119,12 @@ class UnreadCall:
         ):
             return None
         return cls(submitted[0], submitted[1], submitted[2:])
+
+    @property
+    def caller(self) -> Caller:
+        """Who makes the call, as the interceptor has set it in the call's context."""
+        caller: Caller = self._state.context[CALLER]
+        return caller
 
     @property
     def peer(self) -> str:

@@ -179,7 +179,9 @@ class RequestReader:
         call = request.let_go()
         if call is None:
             return
-        if request.started_at is None:  # nobody looked whether it is there
+        received_since = request.started_at
+        if received_since is None or time.monotonic() - received_since < self._timeout_seconds / 2:
+            # It waited for others, most of the time.
             error = RequestError("OVERLOADED", "too many requests are waited for")
         else:
             seconds = f"{self._timeout_seconds:g} s"

@@ -10,8 +10,8 @@ from analysis.processes.turns import Cancellation
 from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server import convert
+from server.caller import CALLER
 from server.errors import RequestError
-from server.interceptors import CALLER
 from server.validation import Validation
 from storage.api_keys import QUERIES_ALL
 from storage.errors import ImageNotFoundError
