@@ -54,12 +54,14 @@ class Connection:
 
     Attributes:
         origin: Where it leads.
+        opened_at: When it was opened, on the pool's clock.
         idle_since: When its last answer had been read, on the pool's clock.
         received: Bytes of an answer that came in since its request was begun.
     """
 
-    def __init__(self, origin: Origin, stream: DeadlineStream) -> None:
+    def __init__(self, origin: Origin, stream: DeadlineStream, *, opened_at: float) -> None:
         self.origin = origin
+        self.opened_at = opened_at
         self.idle_since = 0.0
         self.received = 0
         self._stream = stream

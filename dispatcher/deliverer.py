@@ -43,6 +43,9 @@ MAX_IDLE_CONNECTIONS = 256
 #: Seconds for which an idle connection is kept. Most servers close theirs earlier, after 5 to 75.
 KEEP_IDLE = 60.0
 
+#: Seconds after which a connection is not used again, however busy: a new one follows DNS.
+MAX_CONNECTION_AGE = 300.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
@@ -150,6 +153,7 @@ class HttpDeliverer:
             ),
             max_idle=max_idle_connections,
             keep_idle=keep_idle,
+            max_age=MAX_CONNECTION_AGE,
             clock=monotonic,
         )
 
