@@ -202,7 +202,9 @@ class HttpDeliverer:
         wish = answer.headers.get("webhook-delivery", "").lower()
         return Answered(
             status=answer.status_code,
-            retry_after=parse_retry_after(answer.headers.get("retry-after"), now=self._clock()),
+            retry_after=parse_retry_after(
+                answer.headers.get_list("retry-after"), now=self._clock()
+            ),
             excerpt=b"".join(answer.iter_raw())[:MAX_EXCERPT_BYTES],
             gone=answer.status_code == 410 or wish in {"disable", "abort-message"},
         )
