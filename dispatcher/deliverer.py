@@ -139,6 +139,9 @@ class HttpDeliverer:
         if ca_file is not None:
             ssl_context.load_verify_locations(ca_file)
         ssl_context.set_alpn_protocols(["http/1.1"])
+        ssl_context.hostname_checks_common_name = (
+            False  # a subjectAltName is the only name (RFC 9110)
+        )
         self._guard = guard
         self._timeout = timeout
         self._user_agent = user_agent
@@ -242,5 +245,21 @@ def _failed(exc: Exception) -> Failed:
 def _words_of(error: ssl.SSLError) -> str:
     """Return OpenSSL's words: "certificate has expired" tells the receiver's owner what to do."""
     verify_message = getattr(error, "verify_message", None)  # SSLCertVerificationError only
+    if verify_message:
+        return verify_message.rstrip(".")
     # Not the whole text, which names source lines.
-    return verify_message or (error.reason or "handshake failure").replace("_", " ").lower()
+    reason = error.reason or "HANDSHAKE_FAILURE"
+    return _TLS_HELP.get(reason, reason.replace("_", " ").lower())
+
+
+#: What OpenSSL's names of alerts leave unsaid.
+_TLS_HELP = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (
+        "certificate required: the receiver accepts only clients with a certificate, and picback "
+        "shows none"
+    ),
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": (
+        "handshake failure: the receiver found no version and cipher in common, or accepts only "
+        "clients with a certificate"
+    ),
+}
