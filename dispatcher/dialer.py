@@ -68,6 +68,7 @@ class Dialer:
             ForbiddenCallbackError: The host, one of its addresses, or the peer, is forbidden.
             OSError: There is no connection; may pass. The subclass tells why: `NameLookupError`,
                 `TimeoutError`, `ConnectionRefusedError` or `ssl.SSLError`.
+            LocalResourceError: There is no place for a look-up.
         """
         addresses = self._guard.vet(host, port, self._look_up(host, port, deadline))
         sock = self._connect_to_one(addresses[:MAX_DIALLED], port, deadline)
@@ -89,7 +90,7 @@ class Dialer:
         # operator allowed this very name, which then means what it means on this machine.
         name = host if self._guard.allows_exactly(host, port) else f"{host}."
         try:
-            return self._resolver.resolve(name, port, timeout=deadline.left())
+            return self._resolver.resolve(name, port, timeout=deadline.left(), owner=deadline.owner)
         except TimeoutError:
             raise
         except OSError as exc:

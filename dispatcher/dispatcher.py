@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dispatcher.byte_budget import ByteBudget
+from dispatcher.deadlines import DeadlineSweeper
 from dispatcher.destinations import Destinations
 from dispatcher.lane import Lane
 from dispatcher.late_matcher import LateMatcher
@@ -41,6 +42,8 @@ class Dispatcher:
         load_lemmatizer: Called by `start`, once what needs no lemmas is under way.
         load_tagger: The same for the tagger; None: nobody tags images.
         clock: Tells the wall-clock time in milliseconds since the epoch.
+        time: The scheduler's clock, the same unless the wall clock was set: `SteadyClock`. None:
+            the wall clock.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Dispatcher:
         load_tagger: Callable[[], Tagger] | None,
         deliverer: Deliverer,
         clock: Callable[[], int],
+        time: Callable[[], int] | None = None,
         policy: RetryPolicy | None = None,
     ) -> None:
         self._settings = settings
@@ -65,6 +69,8 @@ class Dispatcher:
         self._load_lemmatizer = load_lemmatizer
         self._load_tagger = load_tagger
         self._clock = clock
+        #: The scheduler's time: when a query that is accepted now is due.
+        self.time = time or clock
         self._policy = policy or RetryPolicy()
         self._budget = ByteBudget(settings.delivery_bytes)
         self._patience = Patience()
@@ -74,7 +80,12 @@ class Dispatcher:
             breakers=breakers,
             destinations=Destinations(threads=settings.delivery_threads),
             can_match=self._matcher.has_come,
-            clock=clock,
+            clock=self.time,
+            wall=clock,
+            max_wait=self._policy.max_wait,
+        )
+        self._deadlines = DeadlineSweeper(
+            queries=queries, lifetime=self._policy.lifetime, clock=self.time, wall=clock
         )
         self._delivery = DeliveryWorker(
             queries=queries,
@@ -86,7 +97,8 @@ class Dispatcher:
             policy=self._policy,
             patience=self._patience,
             schedule=self._schedule,
-            clock=clock,
+            clock=self.time,
+            wall=clock,
         )
         self._delivery_lane: Lane[QueryLease] = Lane(
             "delivery",
@@ -94,7 +106,7 @@ class Dispatcher:
             lease=self._schedule.lease,
             next_due_at=self._schedule.next_due_at,
             process=self._delivery.process,
-            clock=clock,
+            clock=self.time,
         )
         self._tagger: Tagger | None = None
         self._tagging: TaggingWorker | None = None
@@ -111,9 +123,12 @@ class Dispatcher:
         """
         now = self._clock()
         self._images.void_leases(now=now)
-        self._queries.void_leases(max_attempts=self._policy.max_attempts, now=now)
+        self._queries.void_leases(
+            max_attempts=self._policy.max_attempts, now=self.time(), wall_now=now
+        )
         self._schedule.restore()
         self._delivery_lane.start()
+        self._deadlines.start()
         matcher = Matcher(tags=self._tags, images=self._images, lemmatizer=self._load_lemmatizer())
         matcher.refresh()
         self._matcher.come(matcher)
@@ -158,7 +173,7 @@ class Dispatcher:
 
     def wake_delivery(self, destination: int) -> None:
         """There is a query to work on, to be called back at *destination*."""
-        if not self._schedule.is_in_vain(destination):
+        if not self._schedule.is_saturated(destination):
             self._delivery_lane.wake()
 
     def match(self, text: str, *, limit: int) -> Matching:
@@ -175,6 +190,10 @@ class Dispatcher:
             return True
         if self._tagging_lane is not None and self._tagging_lane.is_stuck(grace=grace):
             return True
+        if self._deadlines.is_late(grace=grace):
+            return True
+        # Asked every few seconds: in passing the lane learns what operators did meanwhile.
+        self._delivery_lane.wake()
         return self._delivery_lane.is_stuck(grace=grace)
 
     def drain(self) -> None:
@@ -185,6 +204,7 @@ class Dispatcher:
         """
         self._patience.stop()
         self._delivery_lane.stop()  # at once, however long the tagger takes
+        self._deadlines.stop()
         self._budget.close()
         self._matcher.close()
         if self._tagging_lane is not None:

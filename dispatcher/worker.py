@@ -8,6 +8,8 @@ because a query that crashes us each time must come to an end.
 from __future__ import annotations
 
 import logging
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from dispatcher import payload, retry, signature
 from dispatcher.deliverer import Answered
 from dispatcher.late_matcher import NoMatcherError
+from dispatcher.local_resource import LocalResourceError
 from storage.errors import ImageNotFoundError, StorageBusyError, StorageFullError
 from storage.query_records import Attempt, Delivered, GivenUp, Matched, NotMade, RetryAt
 
@@ -41,12 +44,15 @@ _LARGE_BYTES: Final = 500_000
 _LARGE_AT_ONCE: Final = 4
 #: How long a query waits when storage had no room for its match, in milliseconds.
 _STORAGE_PAUSE: Final = 1000
+#: The same when something else of ours was lacking: from a second to so many milliseconds.
+_MAX_LOCAL_PAUSE: Final = 5000
 
 
 class DeliveryWorker:
     """Works off leases on queries, until closed. Holds no state between two leases.
 
-    *clock* tells the wall-clock time in milliseconds. Safe to use from several threads.
+    *clock* tells the scheduler's time and *wall* the wall clock's (None: the same), in
+    milliseconds; *monotonic* is in seconds. Safe to use from several threads.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class DeliveryWorker:
         patience: Patience,
         schedule: Schedule,
         clock: Callable[[], int],
+        wall: Callable[[], int] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queries = queries
         self._images = images
@@ -73,6 +81,8 @@ class DeliveryWorker:
         self._patience = patience
         self._schedule = schedule
         self._clock = clock
+        self._wall = wall or clock
+        self._monotonic = monotonic
         self._large = ThreadPoolExecutor(_LARGE_AT_ONCE, thread_name_prefix="picback-body")
 
     def close(self) -> None:
@@ -96,6 +106,9 @@ class DeliveryWorker:
             return self._deliver(lease)
         except NoMatcherError:
             self._hand_back(lease, due_at=self._clock())
+        except LocalResourceError:
+            pause = random.uniform(1000, _MAX_LOCAL_PAUSE)  # noqa: S311 - no secret
+            self._hand_back(lease, due_at=self._clock() + round(pause))
         except (StorageFullError, StorageBusyError):
             self._hand_back(lease, due_at=self._clock() + _STORAGE_PAUSE)
         except Exception:  # a bug, or storage: never lose the query over it
@@ -104,12 +117,17 @@ class DeliveryWorker:
         return None
 
     def _is_too_late(self, lease: QueryLease) -> bool:
-        """Give the query up if its caller's interest has ended."""
-        if lease.give_up_at is None or self._clock() < lease.give_up_at:
+        """Give the query up if its time has passed."""
+        end = self._policy.end_of(lease)
+        if self._clock() < end.at:
             return False
-        message = "give_up_after passed before an attempt"
-        self._settle(lease, None, GivenUp(reason="DEADLINE_PASSED", message=message))
+        message = "its time had passed before an attempt"
+        self._settle(lease, None, GivenUp(reason=end.reason, message=message))
         return True
+
+    def _seconds_left(self, lease: QueryLease) -> float:
+        """Return how long an attempt may take before the query's time has passed, more than 0."""
+        return max(1, self._policy.end_of(lease).at - self._clock()) / 1000
 
     def _deliver(self, lease: QueryLease) -> Outcome | None:
         matched = lease.matched or self._match(lease)
@@ -123,36 +141,46 @@ class DeliveryWorker:
     def _attempt(self, lease: QueryLease, matched: Matched) -> Outcome | None:
         image = self._images.file_of(matched.match.image_id) if matched.match else None
         size = payload.encoded_bytes(image.size_bytes) if image else 0
-        with self._budget.hold(size) as there_is_room:
+        with self._budget.hold(size, timeout=self._seconds_left(lease)) as there_is_room:
+            if self._is_too_late(lease):  # after the wait for room
+                return None
             if not there_is_room:  # we stop: the next start has more
                 self._hand_back(lease, due_at=self._clock())
                 return None
-            if self._is_too_late(lease):  # after the wait for room
-                return None
-            started_at, outcome = self._post(lease, matched, image)
-        ended_at = self._clock()
-        attempt = _attempt(lease, outcome, started_at=started_at, ended_at=ended_at)
+            started_at, latency, outcome = self._post(lease, matched, image)
+        attempt = _attempt(lease, outcome, started_at=started_at, latency=latency)
         decision = self._policy.decide(
-            outcome, attempt=lease.attempt_of_cycle, now=ended_at, give_up_at=lease.give_up_at
+            outcome, attempt=lease.attempt_of_cycle, now=self._clock(), cycle=lease
         )
         self._settle(lease, attempt, _settlement(decision))
         return outcome
 
     def _post(
         self, lease: QueryLease, matched: Matched, image: ImageFile | None
-    ) -> tuple[int, Outcome]:
-        """Call back; return when that began, and what came of it. Nothing keeps the body."""
+    ) -> tuple[int, float, Outcome]:
+        """Deliver; return when that began, for how many seconds, and what came of it.
+
+        Nothing keeps the body.
+        """
         make = partial(self._request, lease, matched, image)
         is_large = image is not None and image.size_bytes >= _LARGE_BYTES
         started_at, headers, body = self._large.submit(make).result() if is_large else make()
-        return started_at, self._deliverer.deliver(lease.callback_url, headers=headers, body=body)
+        before = self._monotonic()
+        outcome = self._deliverer.deliver(
+            lease.callback_url,
+            headers=headers,
+            body=body,
+            owner=lease.key_id,
+            timeout=self._seconds_left(lease),
+        )
+        return started_at, self._monotonic() - before, outcome
 
     def _request(
         self, lease: QueryLease, matched: Matched, image: ImageFile | None
     ) -> tuple[int, dict[str, str], Sequence[bytes]]:
         """Return when the attempt begins, its headers, and its body."""
         body = self._body(lease, matched, image)
-        started_at = self._clock()
+        started_at = self._wall()
         return started_at, self._headers(lease, started_at, body), body
 
     def _body(
@@ -181,7 +209,7 @@ class DeliveryWorker:
         """Match the text and put that on record; None if the lease was lost meanwhile."""
         found = self._matcher.match(lease.text, limit=1)
         best = found.matches[0] if found.matches else None
-        matched = Matched(lemmas=found.lemmas, match=best, at=self._clock())
+        matched = Matched(lemmas=found.lemmas, match=best, at=self._wall())
         return matched if self._queries.record_match(lease, matched) else None
 
     def _headers(self, lease: QueryLease, at: int, body: Sequence[bytes]) -> dict[str, str]:
@@ -200,12 +228,11 @@ class DeliveryWorker:
         }
 
     def _settle_crash(self, lease: QueryLease) -> None:
-        now = self._clock()
         crash = retry.crashed()
         decision = self._policy.decide(
-            crash, attempt=lease.attempt_of_cycle, now=now, give_up_at=lease.give_up_at
+            crash, attempt=lease.attempt_of_cycle, now=self._clock(), cycle=lease
         )
-        attempt = _attempt(lease, crash, started_at=now, ended_at=now)
+        attempt = _attempt(lease, crash, started_at=self._wall(), latency=0)
         self._settle(lease, attempt, _settlement(decision))
 
     def _hand_back(self, lease: QueryLease, *, due_at: int) -> None:
@@ -214,13 +241,13 @@ class DeliveryWorker:
 
     def _settle(self, lease: QueryLease, attempt: Attempt | None, outcome: Settlement) -> None:
         """Record what came of a lease; not to would mean calling the receiver again for nothing."""
-        settle = partial(self._queries.settle, lease, attempt, outcome, now=self._clock())
+        settle = partial(self._queries.settle, lease, attempt, outcome, now=self._wall())
         held = self._patience.insist(settle, on=lease.id)
         if held is not None:
             _log(lease, attempt, outcome, held=held)
 
 
-def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, ended_at: int) -> Attempt:
+def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, latency: float) -> Attempt:
     failure = retry.failure_of(outcome)
     status, excerpt = 0, b""
     if isinstance(outcome, Answered):
@@ -228,7 +255,7 @@ def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, ended_at: 
     return Attempt(
         number=lease.attempt,
         started_at=started_at,
-        latency_ms=max(0, ended_at - started_at),
+        latency_ms=round(1000 * latency),
         http_status=status,
         failure_reason=failure.reason if failure else None,
         failure_message=failure.message if failure else None,

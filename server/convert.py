@@ -9,6 +9,8 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from picback.v1 import error_pb2, image_pb2, query_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from storage.images import Image
     from storage.query_records import Attempt, Match, Query
 
@@ -54,10 +56,13 @@ def match(record: Match) -> query_pb2.Match:
     )
 
 
-def query(record: Query, *, reader_key_id: str) -> query_pb2.Query:
+def query(
+    record: Query, *, reader_key_id: str, wall_time: Callable[[int], int] = int
+) -> query_pb2.Query:
     """Return a query as the key *reader_key_id* may see it.
 
-    Only the key that submitted it sees what its receiver answered.
+    Only the key that submitted it sees what its receiver answered. *wall_time* converts the
+    scheduler's time to that of the wall clock.
     """
     matched = record.matched
     return query_pb2.Query(
@@ -71,7 +76,7 @@ def query(record: Query, *, reader_key_id: str) -> query_pb2.Query:
             _attempt(attempt, with_excerpt=reader_key_id == record.key_id)
             for attempt in record.attempts
         ],
-        next_attempt_time=_timestamp(record.due_at),
+        next_attempt_time=_timestamp(None if record.due_at is None else wall_time(record.due_at)),
         failure=_failure(record.failure_reason, record.failure_message),
         create_time=_timestamp(record.created_at),
         end_time=_timestamp(record.ended_at),

@@ -15,6 +15,7 @@ from storage import requests
 from storage.changes import Changes
 from storage.errors import QueryNotFoundError, StateConflictError
 from storage.ids import new_id
+from storage.query_deadlines import QueryDeadlines
 from storage.query_records import (
     COLUMNS,
     LEASE_COLUMNS,
@@ -22,15 +23,18 @@ from storage.query_records import (
     Delivered,
     DueQueue,
     GivenUp,
+    Leased,
     NotMade,
     Query,
     RetryAt,
+    Waiting,
     lease_from,
     query_from,
+    url_mark,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from storage.database import Connection, Database
     from storage.query_records import (
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
 
 #: States that only RedeliverQuery leaves.
 FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED"})
+#: How many queries at a queue's head are searched for a URL that a turn does not avoid.
+_PROBE_CANDIDATES: Final = 32
 
 
 class Queries:
@@ -52,6 +58,12 @@ class Queries:
         self._database = database
         #: Published after each change of a query.
         self.changes = Changes()
+        self.deadlines = QueryDeadlines(database, self.changes)
+        self._listeners: list[Callable[[Waiting], None]] = []
+
+    def subscribe(self, listener: Callable[[Waiting], None]) -> None:
+        """Call *listener* after each commit by which a query begins to wait, on any thread."""
+        self._listeners.append(listener)
 
     def submit(
         self,
@@ -63,6 +75,7 @@ class Queries:
         give_up_after: int | None,
         request: Request | None,
         now: int,
+        due_at: int | None = None,
     ) -> tuple[Query, bool]:
         """Accept a query; when this has returned, we owe a delivery.
 
@@ -74,7 +87,9 @@ class Queries:
             give_up_after: Milliseconds after which a query is given up; None for the
                 schedule's end.
             request: For idempotency, when the caller named the request.
-            now: The time, in milliseconds since the epoch; the query is due at once.
+            now: The wall-clock time, in milliseconds since the epoch.
+            due_at: The same moment by the scheduler's clock, from which its schedule counts;
+                None: that shows the same as the wall clock.
 
         Returns:
             The query, and whether it is new.
@@ -83,6 +98,7 @@ class Queries:
             RequestIdReusedError: Nothing was stored.
         """
         id_ = new_id("qry", now=now)
+        due_at = now if due_at is None else due_at
 
         def operation(connection: Connection) -> tuple[str, int, int]:
             known = requests.claim(connection, request, id_)
@@ -91,15 +107,19 @@ class Queries:
             to = _destination(connection, destination)
             seq = connection.execute(
                 "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
-                " give_up_after, give_up_at, created_at)"
-                " VALUES (?1, ?2, ?3, ?4, ?5, 'QUEUED', ?6, ?7, ?6 + ?7, ?6)",
-                (id_, key_id, text, callback_url, to, now, give_up_after),
+                " cycle_at, give_up_after, give_up_at, created_at)"
+                " VALUES (?1, ?2, ?3, ?4, ?5, 'QUEUED', ?6, ?6, ?7, ?6 + ?7, ?8)",
+                (id_, key_id, text, callback_url, to, due_at, give_up_after, now),
             ).lastrowid
             return id_, seq, to
 
         stored, seq, to = self._database.write(operation)
         if stored != id_:
             return self.get(stored), False
+        self._announce(
+            DueQueue(key_id=key_id, destination=to, retries=False, due_at=due_at),
+            give_up_at=None if give_up_after is None else due_at + give_up_after,
+        )
         # As accepted. To read it back would cost as much again as all the rest.
         accepted = Query(
             seq=seq,
@@ -110,7 +130,7 @@ class Queries:
             destination=to,
             state="QUEUED",
             matched=None,
-            due_at=now,
+            due_at=due_at,
             failure_reason=None,
             failure_message=None,
             created_at=now,
@@ -166,71 +186,92 @@ class Queries:
     def redeliver(self, query_id: str, *, now: int) -> Query:
         """Make a final query due now, at the beginning of its schedule.
 
+        *now* is the scheduler's time.
+
         Raises:
             QueryNotFoundError: There is none with this id.
             StateConflictError: It is not final; nothing was changed.
         """
 
-        def operation(connection: Connection) -> None:
+        def operation(connection: Connection) -> tuple[str, int, int | None]:
             seq, state = _state_of(connection, query_id)
             if state not in FINAL_STATES:
                 raise StateConflictError(state)
-            connection.execute(
+            rows = connection.execute(
                 "UPDATE query SET state = iif(matched_at IS NULL, 'QUEUED', 'DELIVERING'),"
-                " due_at = ?1, cycle_start = attempt, give_up_at = ?1 + give_up_after,"
-                " failure_reason = NULL, failure_message = NULL, ended_at = NULL WHERE seq = ?2",
+                " due_at = ?1, cycle_at = ?1, cycle_start = attempt,"
+                " give_up_at = ?1 + give_up_after,"
+                " failure_reason = NULL, failure_message = NULL, ended_at = NULL WHERE seq = ?2"
+                " RETURNING key_id, destination_id, give_up_at",
                 (now, seq),
-            )
+            ).fetchall()
+            return tuple(rows[0])
 
-        self._database.write(operation)
+        key_id, destination, give_up_at = self._database.write(operation)
         self.changes.publish(query_id)
+        self._announce(
+            DueQueue(key_id=key_id, destination=destination, retries=False, due_at=now),
+            give_up_at=give_up_at,
+        )
         return self.get(query_id)
 
-    def lease(self, turns: Sequence[Turn], *, now: int) -> list[QueryLease]:
+    def lease(
+        self, turns: Sequence[Turn], *, now: int, wall_now: int | None = None
+    ) -> list[Leased]:
         """Lease what is due of the queues whose turn it is, longest due first.
 
-        Counts their attempt. There may be fewer than a turn allows.
-        """
+        Counts their attempt. There may be fewer than a turn allows. *now* is the scheduler's
+        time, *wall_now* (None: the same) what an interrupted attempt will show as its start.
 
-        def operation(connection: Connection) -> list[QueryLease]:
-            return [
-                lease_from(row)
-                for turn in turns
-                for (seq,) in connection.execute(
-                    "SELECT seq FROM query WHERE destination_id = ? AND (attempt > cycle_start) = ?"
-                    " AND due_at <= ? ORDER BY due_at, seq LIMIT ?",
-                    (turn.destination, turn.retries, now, turn.count),
-                ).fetchall()
-                for row in connection.execute(
-                    "UPDATE query SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
-                    f" WHERE seq = ? RETURNING {LEASE_COLUMNS}",
-                    (now, seq),
-                ).fetchall()
-            ]
+        Returns:
+            One for each turn, in order.
+        """
+        leased_at = now if wall_now is None else wall_now
+
+        def operation(connection: Connection) -> list[Leased]:
+            return [_lease_turn(connection, turn, now, leased_at) for turn in turns]
 
         return self._database.write(operation)
 
-    def waiting(self) -> list[DueQueue]:
-        """Return every queue in which queries wait, now or for later."""
-        # From each destination to the next one that has any: one step a destination, however
-        # many queries wait.
+    def waiting(self, *, after: DueQueue | None = None, limit: int = 1_000_000) -> list[DueQueue]:
+        """Return up to *limit* pairs of queues in which queries wait, now or for later.
+
+        In order of destination and key, those behind *after*'s. One step a pair, however many
+        queries wait in it.
+        """
         rows = self._database.read(
-            "WITH RECURSIVE waiting(id) AS ("
-            "  SELECT min(destination_id) FROM query WHERE due_at IS NOT NULL"
+            "WITH RECURSIVE waiting(destination_id, key_id, number) AS ("
+            "  SELECT ?1, ?2, 0"
             "  UNION ALL"
-            "  SELECT (SELECT min(destination_id) FROM query"
-            "          WHERE due_at IS NOT NULL AND destination_id > waiting.id)"
-            "  FROM waiting WHERE waiting.id IS NOT NULL)"
-            " SELECT waiting.id, queue.retries, (SELECT min(due_at) FROM query"
-            "   WHERE due_at IS NOT NULL AND destination_id = waiting.id"
-            "   AND (attempt > cycle_start) = queue.retries) AS head"
+            "  SELECT query.destination_id, query.key_id, number + 1 FROM waiting JOIN query"
+            "  ON query.seq = (SELECT seq FROM query WHERE due_at IS NOT NULL"
+            "    AND (destination_id, key_id) > (waiting.destination_id, waiting.key_id)"
+            "    ORDER BY destination_id, key_id LIMIT 1)"
+            "  WHERE number < ?3)"
+            " SELECT waiting.key_id, waiting.destination_id, queue.retries,"
+            "   (SELECT min(due_at) FROM query WHERE due_at IS NOT NULL"
+            "     AND destination_id = waiting.destination_id AND key_id = waiting.key_id"
+            "     AND (attempt > cycle_start) = queue.retries) AS head"
             " FROM waiting, (SELECT 0 AS retries UNION ALL SELECT 1) AS queue"
-            " WHERE waiting.id IS NOT NULL AND head IS NOT NULL"
+            " WHERE number > 0 AND head IS NOT NULL",
+            (after.destination if after else 0, after.key_id if after else "", limit),
         )
         return [
-            DueQueue(destination=destination, retries=bool(retries), due_at=due_at)
-            for destination, retries, due_at in rows
+            DueQueue(key_id=key_id, destination=destination, retries=bool(retries), due_at=due_at)
+            for key_id, destination, retries, due_at in rows
         ]
+
+    def pull_in(self, queue: DueQueue, *, due_at: int) -> None:
+        """Let no query of a queue wait longer than until *due_at*."""
+        self._database.write(
+            lambda connection: (
+                connection.execute(
+                    "UPDATE query SET due_at = ?1 WHERE destination_id = ?2 AND key_id = ?3"
+                    " AND (attempt > cycle_start) = ?4 AND due_at > ?1",
+                    (due_at, queue.destination, queue.key_id, queue.retries),
+                ).rowcount
+            )
+        )
 
     def record_match(self, lease: QueryLease, matched: Matched) -> bool:
         """Fix what every attempt will deliver. False when the lease was lost."""
@@ -280,15 +321,29 @@ class Queries:
 
         held = self._database.write(operation)
         self.changes.publish(lease.id)
+        if held and isinstance(outcome, RetryAt | NotMade):
+            self._announce(
+                DueQueue(
+                    key_id=lease.key_id,
+                    destination=lease.destination,
+                    retries=lease.is_retry or isinstance(outcome, RetryAt),
+                    due_at=outcome.due_at,
+                ),
+                give_up_at=lease.give_up_at,
+            )
         return held
 
-    def void_leases(self, *, max_attempts: int, now: int) -> int:
+    def void_leases(self, *, max_attempts: int, now: int, wall_now: int | None = None) -> int:
         """Make every leased query due; return how many. Only right when no thread holds a lease.
+
+        *now* is the scheduler's time, *wall_now* (None: the same) the wall clock's. Listeners
+        are not called: they have yet to look at what waits.
 
         What was under way is recorded as an attempt that was INTERRUPTED. A query for which
         that was the last of *max_attempts* is given up: so one that takes the server down
         with it cannot do so for ever.
         """
+        ended_at = now if wall_now is None else wall_now
 
         def operation(connection: Connection) -> int:
             rows = connection.execute(
@@ -301,7 +356,7 @@ class Queries:
                     Attempt(
                         number=number,
                         started_at=leased_at,
-                        latency_ms=max(0, now - leased_at),
+                        latency_ms=max(0, ended_at - leased_at),
                         failure_reason="INTERRUPTED",
                         failure_message="the server stopped during this attempt",
                     ),
@@ -311,7 +366,7 @@ class Queries:
                 " failure_reason = 'ATTEMPTS_EXHAUSTED',"
                 " failure_message = 'the server stopped during the last attempt'"
                 " WHERE leased_at IS NOT NULL AND attempt - cycle_start >= ?1",
-                (max_attempts, now),
+                (max_attempts, ended_at),
             )
             connection.execute(
                 "UPDATE query SET leased_at = NULL, due_at = ? WHERE leased_at IS NOT NULL", (now,)
@@ -319,6 +374,11 @@ class Queries:
             return len(rows)
 
         return self._database.write(operation)
+
+    def _announce(self, queue: DueQueue, *, give_up_at: int | None) -> None:
+        waiting = Waiting(queue=queue, give_up_at=give_up_at)
+        for listener in self._listeners:
+            listener(waiting)
 
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
@@ -365,6 +425,35 @@ def _destination(connection: Connection, name: str) -> int:
     if rows:
         return int(rows[0][0])
     return int(connection.execute("INSERT INTO destination (name) VALUES (?)", (name,)).lastrowid)
+
+
+def _lease_turn(connection: Connection, turn: Turn, now: int, leased_at: int) -> Leased:
+    limit = max(turn.count, _PROBE_CANDIDATES if turn.avoid else 0)
+    rows = connection.execute(
+        "SELECT seq, due_at, callback_url FROM query WHERE destination_id = ? AND key_id = ?"
+        " AND (attempt > cycle_start) = ? AND due_at IS NOT NULL ORDER BY due_at, seq LIMIT ?",
+        (turn.destination, turn.key_id, turn.retries, limit + 1),
+    ).fetchall()
+    due = [
+        (seq, url_mark(turn.key_id, url) in turn.avoid)
+        for seq, due_at, url in rows
+        if due_at <= now
+    ]
+    due.sort(key=lambda each: each[1])  # stable: longest due first
+    chosen = {seq: None for seq, _ in due[: turn.count]}
+    return Leased(
+        turn=turn,
+        leases=tuple(
+            lease_from(row)
+            for seq in chosen
+            for row in connection.execute(
+                "UPDATE query SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
+                f" WHERE seq = ? RETURNING {LEASE_COLUMNS}",
+                (leased_at, seq),
+            ).fetchall()
+        ),
+        next_due_at=next((due_at for seq, due_at, _ in rows if seq not in chosen), None),
+    )
 
 
 def _state_of(connection: Connection, query_id: str) -> tuple[int, str]:

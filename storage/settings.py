@@ -21,3 +21,22 @@ def get_or_create(database: Database, name: str, make: Callable[[], bytes]) -> b
         return bytes(rows[0][0])
 
     return database.write(operation)
+
+
+def get(database: Database, name: str) -> bytes | None:
+    """Return the setting *name*; None if it is not set."""
+    rows = database.read("SELECT value FROM setting WHERE name = ?", (name,))
+    return bytes(rows[0][0]) if rows else None
+
+
+def put(database: Database, name: str, value: bytes) -> None:
+    """Set *name* to *value*."""
+    database.write(
+        lambda connection: (
+            connection.execute(
+                "INSERT INTO setting (name, value) VALUES (?1, ?2)"
+                " ON CONFLICT (name) DO UPDATE SET value = ?2",
+                (name, value),
+            ).rowcount
+        )
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dispatcher.local_resource import LocalResourceError
 from dispatcher.resolver import BoundedResolver, system_resolver
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def test_an_asker_does_not_wait_longer_than_told_and_others_do_not_wait(
 
 
 def test_askers_for_a_name_that_hangs_share_one_look_up(hanging: HangingResolver) -> None:
-    resolver = BoundedResolver(hanging, max_lookups=2)
+    resolver = BoundedResolver(hanging, max_lookups=4)
     for _ in range(5):
         with pytest.raises(TimeoutError):
             resolver.resolve("hang.example.", 80, timeout=0.01)
@@ -69,14 +70,33 @@ def test_a_waiting_asker_gets_the_answer_of_a_look_up_that_another_began(
     assert [["8.8.8.8"]] * 3 == [answer.result() for answer in answers]
 
 
-def test_when_too_many_look_ups_hang_new_ones_fail_at_once(hanging: HangingResolver) -> None:
-    resolver = BoundedResolver(hanging, max_lookups=2)
-    for host in ("hang1.example.", "hang2.example."):
+def test_look_ups_of_one_owner_that_hang_leave_places_for_every_other(
+    hanging: HangingResolver,
+) -> None:
+    resolver = BoundedResolver(hanging, max_lookups=8)
+    for number in range(4):
         with pytest.raises(TimeoutError):
-            resolver.resolve(host, 80, timeout=0.01)
+            resolver.resolve(f"hang{number}.example.", 80, timeout=0.01, owner="a")
 
-    with pytest.raises(socket.gaierror, match="too many"):
+    with pytest.raises(LocalResourceError):
+        resolver.resolve("hang5.example.", 80, timeout=10, owner="a")
+    for owner in ("b", "c"):
+        assert ["8.8.8.8"] == resolver.resolve("example.com.", 80, timeout=10, owner=owner)
+
+
+def test_a_look_up_that_ends_gives_its_place_back_though_its_askers_have_gone(
+    hanging: HangingResolver,
+) -> None:
+    resolver = BoundedResolver(hanging, max_lookups=1)
+    with pytest.raises(TimeoutError):
+        resolver.resolve("hang.example.", 80, timeout=0.01)
+    with pytest.raises(LocalResourceError):
         resolver.resolve("example.com.", 80, timeout=10)
+    last = resolver._lookups["hang.example.", 80]
+    hanging.release.set()
+    last.result(10)
+
+    assert ["8.8.8.8"] == resolver.resolve("example.com.", 80, timeout=10)
 
 
 def test_an_answered_look_up_makes_room_and_is_not_remembered(hanging: HangingResolver) -> None:

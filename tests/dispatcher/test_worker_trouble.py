@@ -151,8 +151,7 @@ class NoRoom(Queries):
 
 def test_a_full_disk_before_the_post_costs_no_attempt(bench: Bench) -> None:
     query = bench.store.submit("dog")
-    bench.queries = NoRoom(bench.store.database, refusals=20)
-    bench.worker = bench.make_worker()
+    bench.use(NoRoom(bench.store.database, refusals=20))
     for _ in range(20):
         bench.work()
         bench.clock.advance(1)
@@ -213,8 +212,7 @@ class Unwritable(Queries):
 
 def test_a_lease_ends_though_its_outcome_crashes_us(bench: Bench) -> None:
     query = bench.store.submit("dog")
-    bench.queries = Unwritable(bench.store.database)
-    bench.worker = bench.make_worker()
+    bench.use(Unwritable(bench.store.database))
     bench.deliverer.outcomes = [BROKEN]
     bench.work()
 
@@ -224,8 +222,7 @@ def test_a_lease_ends_though_its_outcome_crashes_us(bench: Bench) -> None:
 
 def test_an_outcome_that_cannot_be_recorded_is_recorded_later_and_sent_once(bench: Bench) -> None:
     query = bench.store.submit("dog")
-    bench.queries = FullDisk(bench.store.database, refusals=3)
-    bench.worker = bench.make_worker()
+    bench.use(FullDisk(bench.store.database, refusals=3))
     bench.work()
 
     assert 1 == len(bench.deliverer.sent)

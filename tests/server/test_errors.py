@@ -101,9 +101,7 @@ def test_retry_info_comes_with_exactly_the_reasons_that_pass(reason: str) -> Non
     kinds = [detail.type_url for detail in status_of(RequestError(reason, "x")).details]
 
     passing = {"OVERLOADED", "LIMIT_EXCEEDED", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN"}
-    assert (reason in passing) == any(
-        kind.endswith("RetryInfo") for kind in kinds
-    )
+    assert (reason in passing) == any(kind.endswith("RetryInfo") for kind in kinds)
 
 
 @given(

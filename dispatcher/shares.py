@@ -1,0 +1,36 @@
+"""Places that several owners share, none of whom can take them all."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+class Shares:
+    """So many places; an owner may take at most *ratio* times those that are free.
+
+    So one owner alone gets ratio / (ratio + 1) of them, and a second one still finds some
+    (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). An owner without any gets one
+    while there is one. Not safe to use from several threads at once.
+    """
+
+    def __init__(self, places: int, *, ratio: float) -> None:
+        self._ratio = ratio
+        self._taken: Counter[str] = Counter()
+        self.free = places
+
+    def allows(self, owner: str) -> bool:
+        """Return whether *owner* may take one more."""
+        taken = self._taken.get(owner, 0)
+        return self.free > 0 and (taken == 0 or taken < self._ratio * self.free)
+
+    def take(self, owner: str) -> None:
+        """Count one more of *owner*'s."""
+        self._taken[owner] += 1
+        self.free -= 1
+
+    def give_back(self, owner: str, count: int = 1) -> None:
+        """Count *count* fewer of *owner*'s."""
+        self.free += count
+        self._taken[owner] -= count
+        if self._taken[owner] <= 0:
+            del self._taken[owner]
