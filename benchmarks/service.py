@@ -38,8 +38,7 @@ class Service:
 
     def cpu_seconds(self) -> float:
         """Return the processor time that the server has used so far, over all its threads."""
-        fields = Path(f"/proc/{self.process_id}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * _TICK  # utime and stime; see proc(5)
+        return cpu_seconds_of(self.process_id)
 
     def add_image(self, content: bytes, tag: str) -> None:
         """Store an image under one tag."""
@@ -47,6 +46,12 @@ class Service:
             content=content, tags=[image_pb2.Tag(name=tag)], no_wait=True
         )
         self.stub.UploadImage(request, metadata=self.metadata, timeout=_PATIENCE)
+
+
+def cpu_seconds_of(process_id: int) -> float:
+    """Return the processor time that a process has used so far, over all its threads."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK  # utime and stime; see proc(5)
 
 
 @contextlib.contextmanager
@@ -71,7 +76,7 @@ def serving(folder: Path, *options: str, callbacks: Sequence[str] = ()) -> Itera
     with (
         log.open("w") as stderr,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=_environment()
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment()
         ) as process,
     ):
         try:
@@ -101,7 +106,8 @@ def serving(folder: Path, *options: str, callbacks: Sequence[str] = ()) -> Itera
             process.kill()  # does nothing to a process that has ended
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment for a server: without what is configured for another one."""
     # Whatever this machine has configured for another picback is not meant for this one.
     return {
         name: value

@@ -20,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.breaker import CircuitBreaker
+from dispatcher.deliverer import Answered
 from dispatcher.rotation import Rotation, Turns
 from dispatcher.shares import Shares
 from dispatcher.timers import Timers
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 FIRST_ATTEMPT_SHARE: Final = 0.25
 #: Of all threads, what one API key may take at most: this many times those that are free.
 KEY_RATIO: Final = 7.0
-#: Share of all threads for destinations that are not proven, and the same ratio of it.
-UNPROVEN_SHARE: Final = 0.5
-UNPROVEN_KEY_RATIO: Final = 3.0
+#: Share of all threads for destinations that are not proven, at least and at most: each of them that
+#: lets an attempt time out halves it, each that answers adds a thread. It begins with the most.
+UNPROVEN_SHARE: Final = (0.125, 0.75)
 #: While queues of proven destinations wait, one turn in so many goes to another one.
 UNPROVEN_EVERY: Final = 16
 #: Destinations that are remembered though nothing waits for them.
@@ -90,7 +91,10 @@ class Destinations:
         self._held = 0
         self._retries_in_flight = 0
         self._shares = Shares(threads, ratio=KEY_RATIO)
-        self._unproven = Shares(max(1, round(threads * UNPROVEN_SHARE)), ratio=UNPROVEN_KEY_RATIO)
+        self._min_unproven, self._max_unproven = (
+            max(1, round(threads * share)) for share in UNPROVEN_SHARE
+        )
+        self._unproven = Shares(self._max_unproven, ratio=KEY_RATIO)
         self._turns = Turns()
         #: By whether destinations are proven and whether queries are retries.
         self._rotations: dict[tuple[bool, bool], Rotation[_Flow]] = {
@@ -210,8 +214,9 @@ class Destinations:
         """
         with self._lock:
             destination = self._of(lease.destination)
-            self._end(destination, lease.key_id, retry=lease.is_retry)
-            changed, was_proven = None, destination.is_proven
+            was_proven, changed = destination.is_proven, None
+            if self._end(destination, lease.key_id, retry=lease.is_retry):
+                self._adapt_unproven_share(outcome)
             if outcome is not None:
                 changed = destination.learn(
                     outcome,
@@ -314,7 +319,7 @@ class Destinations:
     def _next_of(self, *, proven: bool, retries: bool, now: int) -> _Flow | None:
         if retries and self._retries_in_flight >= self._max_retries:
             return None
-        if not proven and self._unproven.free == 0:
+        if not proven and self._unproven.free <= 0:
             return None
         rotation = self._rotations[proven, retries]
         for key_id in rotation.keys_in_turn():
@@ -354,15 +359,24 @@ class Destinations:
         for rotation in self._rotations.values():
             rotation.passed(key_id)
 
-    def _end(self, destination: _Destination, key_id: str, *, retry: bool) -> None:
+    def _end(self, destination: _Destination, key_id: str, *, retry: bool) -> bool:
+        """Count an attempt as ended; return whether it counted as of an unproven destination."""
         destination.in_flight -= 1
         self._shares.give_back(key_id)
         self._retries_in_flight -= retry
-        if key_id in destination.unproven:
-            self._unproven.give_back(key_id)
-            destination.unproven[key_id] -= 1
-            if not destination.unproven[key_id]:
-                del destination.unproven[key_id]
+        if key_id not in destination.unproven:
+            return False
+        self._unproven.give_back(key_id)
+        destination.unproven[key_id] -= 1
+        if not destination.unproven[key_id]:
+            del destination.unproven[key_id]
+        return True
+
+    def _adapt_unproven_share(self, outcome: Outcome | None) -> None:
+        if isinstance(outcome, Answered):
+            self._unproven.places = min(self._max_unproven, self._unproven.places + 1)
+        elif outcome is not None and outcome.reason == "TIMEOUT":
+            self._unproven.places = max(self._min_unproven, self._unproven.places // 2)
 
     def _forget_if_idle(self, destination: _Destination) -> None:
         """Remember only so many destinations for which nothing waits."""

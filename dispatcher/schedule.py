@@ -150,7 +150,9 @@ class Schedule:
         self._destinations.leased(turn, begun=len(leased.leases), next_due_at=next_due_at, now=now)
 
     def _take_up_operator_changes(self, now: int) -> None:
-        with self._saving:
+        if not self._breakers.operator_changes(after=self._operator_change):
+            return
+        with self._saving:  # only now, for whoever finishes waits here
             changes = self._breakers.operator_changes(after=self._operator_change)
             if changes:
                 self._destinations.restore([breaker for _, breaker in changes], now=now)

@@ -60,7 +60,7 @@ class Breakers:
             )
             for number, id_, state, probe_at, openings in self._database.read(
                 "SELECT operator_change, id, state, probe_at, openings FROM destination"
-                " WHERE operator_change > max(?, 0) ORDER BY operator_change",
+                " WHERE operator_change > 0 AND operator_change > ? ORDER BY operator_change",
                 (after,),
             )
         ]

@@ -49,6 +49,15 @@ if TYPE_CHECKING:
 FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED"})
 #: How many queries at a queue's head are searched for a URL that a turn does not avoid.
 _PROBE_CANDIDATES: Final = 32
+#: From one pair of destination and key to the next that has queries waiting: one look at the index.
+_NEXT_KEY: Final = (
+    "(SELECT min(key_id) FROM query WHERE due_at IS NOT NULL AND destination_id = destination"
+    " AND key_id > key)"
+)
+_NEXT_DESTINATION: Final = (
+    "(SELECT min(destination_id) FROM query WHERE due_at IS NOT NULL"
+    " AND destination_id > destination)"
+)
 
 
 class Queries:
@@ -240,17 +249,15 @@ class Queries:
         queries wait in it.
         """
         rows = self._database.read(
-            "WITH RECURSIVE waiting(destination_id, key_id, number) AS ("
-            "  SELECT ?1, ?2, 0"
-            "  UNION ALL"
-            "  SELECT query.destination_id, query.key_id, number + 1 FROM waiting JOIN query"
-            "  ON query.seq = (SELECT seq FROM query WHERE due_at IS NOT NULL"
-            "    AND (destination_id, key_id) > (waiting.destination_id, waiting.key_id)"
-            "    ORDER BY destination_id, key_id LIMIT 1)"
-            "  WHERE number < ?3)"
-            " SELECT waiting.key_id, waiting.destination_id, queue.retries,"
+            "WITH RECURSIVE waiting(destination, key, number) AS ("
+            "  SELECT ?1, ?2, 0 UNION ALL"
+            f"  SELECT iif({_NEXT_KEY} IS NULL, {_NEXT_DESTINATION}, destination),"
+            f"   coalesce({_NEXT_KEY}, (SELECT min(key_id) FROM query WHERE due_at IS NOT NULL"
+            f"     AND destination_id = {_NEXT_DESTINATION})),"
+            "   number + 1 FROM waiting WHERE number < ?3 AND destination IS NOT NULL)"
+            " SELECT waiting.key, waiting.destination, queue.retries,"
             "   (SELECT min(due_at) FROM query WHERE due_at IS NOT NULL"
-            "     AND destination_id = waiting.destination_id AND key_id = waiting.key_id"
+            "     AND destination_id = waiting.destination AND key_id = waiting.key"
             "     AND (attempt > cycle_start) = queue.retries) AS head"
             " FROM waiting, (SELECT 0 AS retries UNION ALL SELECT 1) AS queue"
             " WHERE number > 0 AND head IS NOT NULL",

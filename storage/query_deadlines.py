@@ -70,5 +70,7 @@ class QueryDeadlines:
 
     def newest(self) -> int:
         """Return when the newest query was accepted or redelivered; 0: there is none."""
-        rows = self._database.read("SELECT cycle_at FROM query ORDER BY seq DESC LIMIT 1")
+        rows = self._database.read(
+            "SELECT cycle_at FROM query WHERE seq = (SELECT max(seq) FROM query)"
+        )
         return int(rows[0][0]) if rows else 0
