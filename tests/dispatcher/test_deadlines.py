@@ -92,7 +92,7 @@ def test_a_backlog_behind_a_dead_receiver_ends_when_the_schedule_does(bench: Ben
     count = 10_000
     for _ in range(count):
         store.submit(destination="http://dead.test:80")
-    bench.deliverer.outcomes = 10 * [Failed(reason="CONNECTION_REFUSED", message="refused")]
+    bench.deliverer.outcomes = [Failed(reason="CONNECTION_REFUSED", message="refused")]
     bench.work()
     bench.clock.now = START + LIFETIME - 1
     ends = sweeper(bench)
