@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dispatcher.deliverer import Answered
+from dispatcher.local_resource import LocalResourceError
 from dispatcher.patience import Patience
 from storage.errors import StorageFullError
 from storage.queries import Queries
@@ -39,6 +40,28 @@ def test_nothing_is_sent_after_the_callers_interest_has_ended(bench: Bench) -> N
         failed.failure_reason,
         failed.attempts,
     )
+
+
+def test_what_is_lacking_on_our_side_costs_no_attempt_and_does_not_speak_against_the_receiver(
+    bench: Bench,
+) -> None:
+    def lack() -> None:
+        msg = "too many look-ups are in flight"
+        raise LocalResourceError(msg)
+
+    query = bench.store.submit("dog")
+    bench.before_post = lack
+    for _ in range(20):
+        assert 1 == len(bench.work())
+        bench.clock.advance(5)
+    waiting = bench.query(query.id)
+    assert ("DELIVERING", ()) == (waiting.state, waiting.attempts)
+    assert bench.clock() - 5_000 < (waiting.due_at or 0) <= bench.clock()
+    assert [] == bench.store.breakers.not_closed()
+
+    bench.before_post = lambda: None
+    bench.work()
+    assert "DELIVERED" == bench.query(query.id).state
 
 
 def test_no_attempt_is_planned_for_after_the_callers_interest_has_ended(bench: Bench) -> None:
