@@ -8,17 +8,22 @@ from dispatcher.deliverer import HttpDeliverer
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from dispatcher.signature import SignatureError, decode_secret, new_secret, verify
+from dispatcher.steady_clock import ClockRecord, SteadyClock, boot_id, elapsed_time
 from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError, UrlGuard
 
 __all__ = [
     "CallbackUrlError",
+    "ClockRecord",
     "Dispatcher",
     "DispatcherSettings",
     "ForbiddenCallbackError",
     "HttpDeliverer",
     "SignatureError",
+    "SteadyClock",
     "UrlGuard",
+    "boot_id",
     "decode_secret",
+    "elapsed_time",
     "new_secret",
     "verify",
 ]
