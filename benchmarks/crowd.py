@@ -142,7 +142,7 @@ def fill(folder: Path, queued: dict[str, Sequence[str]], *, due_in: float = 0.0)
         queued: Name of a key -> callback URLs of the queries that it has queued.
         due_in: Seconds until they are due.
     """
-    now = time.time_ns() // 1_000_000 + round(1000 * due_in)
+    now = time.time_ns() // 1_000_000
     with closing(Database.own(folder)) as database:
         keys = {
             name: ApiKeys(database).create(
@@ -152,23 +152,26 @@ def fill(folder: Path, queued: dict[str, Sequence[str]], *, due_in: float = 0.0)
         }
         for name, urls in queued.items():
             rows = [
-                (f"qry_{name}-{number}", keys[name].id, url, url.split("/", 3)[2], now)
+                (f"qry_{name}-{number}", keys[name].id, url, url.split("/", 3)[2])
                 for number, url in enumerate(urls)
             ]
-            database.write(partial(_insert, rows=rows))
+            times = {"now": now, "due_at": now + round(1000 * due_in)}
+            database.write(partial(_insert, rows=rows, **times))
     return {name: key.token for name, key in keys.items()}
 
 
-def _insert(connection: Any, rows: Sequence[tuple[str, str, str, str, int]]) -> None:
+def _insert(
+    connection: Any, rows: Sequence[tuple[str, str, str, str]], *, now: int, due_at: int
+) -> None:
     connection.executemany(
         "INSERT INTO destination (name) VALUES ('http://' || ?) ON CONFLICT DO NOTHING",
-        [(where,) for where in {where for *_, where, _ in rows}],
+        [(where,) for where in {where for *_, where in rows}],
     )
     connection.executemany(
         "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
-        " cycle_at, created_at) VALUES (?1, ?2, ?6, ?3,"
-        " (SELECT id FROM destination WHERE name = 'http://' || ?4), 'QUEUED', ?5, ?5, ?5)",
-        [(*row, _TEXT) for row in rows],
+        " cycle_at, created_at) VALUES (?1, ?2, ?7, ?3,"
+        " (SELECT id FROM destination WHERE name = 'http://' || ?4), 'QUEUED', ?6, ?5, ?5)",
+        [(*row, now, due_at, _TEXT) for row in rows],
     )
 
 
@@ -193,7 +196,9 @@ class _Arrivals:
         found = {id_: at for id_, (at, path) in self._arrivals.items() if path == self._path}
         if len(found) >= self._wanted:
             print(json.dumps(found), flush=True)
-            self._arrivals, self._wanted = {}, 0
+            self._wanted = 0
+            for id_ in found:
+                del self._arrivals[id_]
 
 
 class _Connection(asyncio.Protocol):

@@ -103,8 +103,8 @@ def _drain(
         server, token = warm
         if refusing:  # those that answer are known by then, as in a server that has run for a while
             for each in good:
-                server.submit(f"http://{each}/", token=token).result()
-            receivers.report(len(good))
+                server.submit(f"http://{each}/warm", token=token).result()
+            receivers.report(len(good), path="/warm")
         arrivals = sorted(receivers.report(queries // destinations * destinations).values())
         begun = len(arrivals) // 10  # the first round of turns belongs to what was asleep
         return {
