@@ -244,9 +244,9 @@ def _failed(exc: Exception) -> Failed:
 
 def _words_of(error: ssl.SSLError) -> str:
     """Return OpenSSL's words: "certificate has expired" tells the receiver's owner what to do."""
-    verify_message = getattr(error, "verify_message", None)  # SSLCertVerificationError only
+    verify_message = getattr(error, "verify_message", "")  # SSLCertVerificationError only
     if verify_message:
-        return verify_message.rstrip(".")
+        return str(verify_message).rstrip(".")
     # Not the whole text, which names source lines.
     reason = error.reason or "HANDSHAKE_FAILURE"
     return _TLS_HELP.get(reason, reason.replace("_", " ").lower())
