@@ -139,9 +139,8 @@ class HttpDeliverer:
         if ca_file is not None:
             ssl_context.load_verify_locations(ca_file)
         ssl_context.set_alpn_protocols(["http/1.1"])
-        ssl_context.hostname_checks_common_name = (
-            False  # a subjectAltName is the only name (RFC 9110)
-        )
+        # A subjectAltName is the only name (RFC 9110, section 4.3.4).
+        ssl_context.hostname_checks_common_name = False
         self._guard = guard
         self._timeout = timeout
         self._user_agent = user_agent
