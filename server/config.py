@@ -22,6 +22,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "max_image_pixels": (1, 178_956_970),  # above, Pillow itself refuses
     "callback_timeout": (0.1, _DAY),
     "stop_grace": (0, _DAY),
+    "min_free_bytes": (0, 2**63 - 1),
 }
 
 
@@ -75,6 +76,12 @@ class Config:
     callback_timeout: float = 15.0
     #: How long calls under way may take to end when the server stops.
     stop_grace: float = 5.0
+    #: Uploads and queries are rejected while less is free in the data folder's file system, in
+    #: bytes; 0: only when it is full.
+    min_free_bytes: int = 128_000_000
+    #: What is kept for deleting, ending work, and starting on a full disk, in bytes; 0: nothing.
+    #: Not an option: no other size is better on any disk that a server should have.
+    reserve_bytes: int = 64_000_000
     #: What encrypts signing secrets; without keys they are stored in clear.
     sealer: Sealer = field(default_factory=Sealer)
     dispatcher: DispatcherSettings = field(default_factory=DispatcherSettings)

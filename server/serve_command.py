@@ -158,6 +158,13 @@ _GARBAGE: Final = 10_000
     help="Seconds that calls under way may take to end when the server stops.",
 )
 @click.option(
+    "--min-free-bytes",
+    envvar="PICBACK_MIN_FREE_BYTES",
+    show_envvar=True,
+    default=Config().min_free_bytes,
+    help="Reject uploads and queries while less is free on the data folder's disk; 0: when it is full.",
+)
+@click.option(
     "--tls-cert",
     envvar="PICBACK_TLS_CERT",
     show_envvar=True,
@@ -312,6 +319,7 @@ def _config(options: dict[str, Any]) -> Config:
         insecure=options["insecure"],
         callback_timeout=options["callback_timeout"],
         stop_grace=options["stop_grace"],
+        min_free_bytes=options["min_free_bytes"],
         dispatcher=DispatcherSettings(delivery_bytes=options["delivery_bytes"]),
         sealer=read_sealer(options["secrets_key_file"], data=options["data"]),
     )

@@ -137,7 +137,9 @@ class Images:
 
         Raises:
             RequestIdReusedError: Nothing was changed.
+            StorageFullError: There is too little free space; nothing was changed.
         """
+        self._database.disk_space.require_for_new_data()
         new_image_id = new_id("img", now=now)
 
         def operation(connection: Connection) -> tuple[str, bool]:
@@ -265,7 +267,7 @@ class Images:
             requests.forget(connection, image_id)
             tags.announce(connection, seq)
 
-        self._database.write(operation)
+        self._database.write(operation, uses_reserve=True)
         self.changes.publish(image_id)
 
     def lease_for_tagging(self, *, limit: int, now: int) -> list[TaggingLease]:
@@ -303,7 +305,7 @@ class Images:
             for lease, outcome in outcomes:
                 _settle(connection, lease, outcome)
 
-        self._database.write(operation)
+        self._database.write(operation, uses_reserve=True)
         for lease, _ in outcomes:
             self.changes.publish(lease.id)
 
@@ -315,7 +317,8 @@ class Images:
                     "UPDATE image SET leased_at = NULL, due_at = ? WHERE leased_at IS NOT NULL",
                     (now,),
                 ).rowcount
-            )
+            ),
+            uses_reserve=True,
         )
 
     def _images(self, sql: str, parameters: tuple[object, ...]) -> list[Image]:

@@ -81,7 +81,9 @@ class Queries:
 
         Raises:
             RequestIdReusedError: Nothing was stored.
+            StorageFullError: There is too little free space; nothing was stored.
         """
+        self._database.disk_space.require_for_new_data()
         id_ = new_id("qry", now=now)
 
         def operation(connection: Connection) -> tuple[str, int, int]:
@@ -159,7 +161,7 @@ class Queries:
                 (now, seq),
             )
 
-        self._database.write(operation)
+        self._database.write(operation, uses_reserve=True)
         self.changes.publish(query_id)
         return self.get(query_id)
 
@@ -278,7 +280,7 @@ class Queries:
                 _insert_attempt(connection, lease.seq, attempt)
             return held
 
-        held = self._database.write(operation)
+        held = self._database.write(operation, uses_reserve=True)
         self.changes.publish(lease.id)
         return held
 
@@ -318,7 +320,7 @@ class Queries:
             )
             return len(rows)
 
-        return self._database.write(operation)
+        return self._database.write(operation, uses_reserve=True)
 
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
