@@ -257,7 +257,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-        return GroupCommit(connection, release_reserve=self.disk_space.release_reserve)
+        return GroupCommit(connection, with_reserve=self.disk_space.released)
 
     def _check_beside(self) -> None:
         with translated():

@@ -3,11 +3,11 @@
 The reserve is a file that takes up space until that is needed. Writes are of three kinds:
 
 - New data (uploads, queries) is rejected while little is free, and never uses the reserve.
-- Ordinary writes are rejected while they could only succeed by using up what the reserve gave.
-- Writes that delete, end work, or give an operator control release it when the disk is full.
+- Ordinary writes are rejected while they could only succeed by using up what the reserve lacks.
+- Writes that delete, end work, or give an operator control release it when the disk is full, and
+  allocate at once what they leave of it, before another program can take that.
 
-The first two kinds therefore leave released space to the third. Another program on the same disk
-does not: nothing can keep space from it once the reserve is released.
+So the reserve shrinks by what the third kind wrote, and grows again when there is space.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import logging
 import os
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from storage.errors import StorageFullError, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ T = TypeVar("T")
 _LOOK_SECONDS: Final = 1.0
 #: The reserve takes at most one part in so many of a small file system.
 _MAX_SHARE: Final = 16
-#: The reserve is allocated again when so many times its size are free, so that it is not released
-#: and allocated in turns while the disk stays nearly full.
-_FREE_TO_ALLOCATE: Final = 2
+#: The reserve grows when so many times what it lacks is free: it does not take the last space of a
+#: disk from other programs.
+_FREE_TO_GROW: Final = 2
 _BLOCK: Final = bytes(1024 * 1024)
 
 
@@ -48,10 +48,16 @@ class _Space:
     spare: int
     #: Free to this process.
     free: int
-    #: What there should be of the reserve, and is not.
-    missing: int
+    #: What there is of the reserve, and what there should be.
+    reserve: int
+    full_reserve: int
     #: Whether new data is rejected.
     is_low: bool
+
+    @property
+    def missing(self) -> int:
+        """What the reserve lacks."""
+        return max(0, self.full_reserve - self.reserve)
 
 
 class DiskSpace:
@@ -79,15 +85,13 @@ class DiskSpace:
     ) -> None:
         self._directory = directory
         self._reserve = directory / "reserve"
-        #: The reserve while it is being allocated.
-        self._partial = directory / "reserve.partial"
         self._min_free_bytes = min_free_bytes
         self._reserve_bytes = reserve_bytes
         self._reusable_bytes = reusable_bytes
         self._monotonic = monotonic
         self._statvfs = statvfs
         self._lock = threading.Lock()
-        self._space = _Space(spare=0, free=0, missing=0, is_low=False)
+        self._space = _Space(spare=0, free=0, reserve=0, full_reserve=0, is_low=False)
         self._stale_at: float | None = None
         #: What was logged last.
         self._logged_low = self._logged_missing = False
@@ -113,7 +117,7 @@ class DiskSpace:
             raise StorageFullError(msg)
 
     def use_reserve(self, operation: Callable[[], T]) -> T:
-        """Return what *operation* returns; release the reserve and try once more if it lacks space.
+        """Return what *operation* returns; if it lacks space, release the reserve and repeat it.
 
         Raises:
             StorageFullError: There was no space even so.
@@ -121,18 +125,24 @@ class DiskSpace:
         try:
             return operation()
         except StorageFullError:
-            self.release_reserve()
-            return operation()
+            with self.released():
+                return operation()
 
-    def release_reserve(self) -> None:
-        """Give the reserve's space to the file system, unless another process did so before."""
-        with self._lock, translated():
-            self._reserve.unlink(missing_ok=True)
-            self._partial.unlink(missing_ok=True)
-            self._stale_at = None
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Release the reserve for the block, then allocate what is left of it.
+
+        Another process may do the same at the same time.
+        """
+        size = self._release()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._grow(size)
 
     def maintain(self) -> None:
-        """Allocate the reserve if it is missing and there is space; log what has changed.
+        """Let the reserve grow if it lacks something and there is space; log what has changed.
 
         For the one server of the directory, at its start and every few seconds.
 
@@ -141,8 +151,8 @@ class DiskSpace:
         """
         with self._lock:
             space = self._look()
-            if space.missing and space.free >= _FREE_TO_ALLOCATE * space.missing:
-                self._allocate(space.missing)
+            if space.missing and space.free >= _FREE_TO_GROW * space.missing:
+                self._grow(space.full_reserve)
                 space = self._look()
             self._take(space)
 
@@ -161,20 +171,14 @@ class DiskSpace:
     def _look(self) -> _Space:
         with translated():
             found = self._statvfs(self._directory)
-            size = min(self._reserve_bytes, found.f_blocks * found.f_frsize // _MAX_SHARE)
-            missing = 0 if self._has_reserve(size) else size
+            reserve = self._size()
         free = found.f_bavail * found.f_frsize
-        spare = free - missing
+        full = min(self._reserve_bytes, found.f_blocks * found.f_frsize // _MAX_SHARE)
+        spare = free - max(0, full - reserve)
         is_low = spare < 0 or (
             spare < self._min_free_bytes and spare + self._reusable_bytes() < self._min_free_bytes
         )
-        return _Space(spare=spare, free=free, missing=missing, is_low=is_low)
-
-    def _has_reserve(self, size: int) -> bool:
-        try:
-            return self._reserve.stat().st_size >= size
-        except FileNotFoundError:
-            return size == 0
+        return _Space(spare=spare, free=free, reserve=reserve, full_reserve=full, is_low=is_low)
 
     def _take(self, space: _Space) -> None:
         """Believe *space* for a while, and log how it differs from what was logged last."""
@@ -188,29 +192,43 @@ class DiskSpace:
                 logger.error("storage.space_low", extra=facts)
             else:
                 logger.info("storage.space_recovered", extra=facts)
-        is_missing = space.missing > 0
-        if is_missing != self._logged_missing:
-            self._logged_missing = is_missing
-            if is_missing:
-                facts = {"free": space.free, "reserve": space.missing}
-                logger.error("storage.reserve_missing", extra=facts)
-            else:
-                logger.info("storage.reserve_allocated", extra={"free": space.free})
+        if space.missing and not self._logged_missing:
+            self._logged_missing = True
+            facts = {"free": space.free, "missing": space.missing}
+            logger.error("storage.reserve_missing", extra=facts)
+        elif self._logged_missing and not space.missing and space.free >= space.full_reserve:
+            self._logged_missing = False
+            logger.info("storage.reserve_allocated", extra={"free": space.free})
 
-    def _allocate(self, size: int) -> None:
-        """Make the reserve, if there is space for it."""
+    def _size(self) -> int:
         try:
-            self._partial.unlink(missing_ok=True)
-            descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            return self._reserve.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _release(self) -> int:
+        """Remove the reserve, unless another process did so before; return how large it was."""
+        with self._lock, translated():
+            size = self._size()
+            self._reserve.unlink(missing_ok=True)
+            self._stale_at = None
+        return size
+
+    def _grow(self, size: int) -> None:
+        """Make the reserve of *size* bytes, or as large as there is space; it never shrinks."""
+        self._stale_at = None
+        with suppress(OSError):  # what is missing is seen at the next look
+            found = self._statvfs(self._directory)
+            size = min(size, self._size() + found.f_bavail * found.f_frsize)
+            if size == 0:
+                return
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(self._reserve, flags, 0o600)
             try:
+                os.fchmod(descriptor, 0o600)  # an older file may be open to others
                 _allocate(descriptor, size)
             finally:
                 os.close(descriptor)
-            # Only a file with all of its space has the name.
-            self._partial.replace(self._reserve)
-        except OSError:  # the next look finds it missing
-            with suppress(OSError):
-                self._partial.unlink(missing_ok=True)
 
 
 def _allocate(descriptor: int, size: int) -> None:
@@ -219,5 +237,6 @@ def _allocate(descriptor: int, size: int) -> None:
     if fallocate is not None:
         fallocate(descriptor, 0, size)
         return
-    while size > 0:  # macOS
+    size -= os.lseek(descriptor, 0, os.SEEK_END)  # macOS: write it
+    while size > 0:
         size -= os.write(descriptor, _BLOCK[:size])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from storage.errors import StorageBusyError, StorageError, StorageFullError, tra
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from storage.database import Connection
 
@@ -63,14 +64,17 @@ class _Operation:
 class GroupCommit:
     """Writes through *connection*, which nobody else uses. Safe to use from any thread.
 
-    *release_reserve* makes some space on a full disk, for operations that may use it.
+    *with_reserve* makes some space on a full disk for a block, for operations that may use it.
     """
 
     def __init__(
-        self, connection: Connection, *, release_reserve: Callable[[], None] = lambda: None
+        self,
+        connection: Connection,
+        *,
+        with_reserve: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._connection = connection
-        self._release_reserve = release_reserve
+        self._with_reserve = with_reserve
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="picback-commit")
         self._gate = threading.Lock()
         self._waiting: deque[_Operation] = deque()
@@ -174,11 +178,10 @@ class GroupCommit:
         """Run an operation for which the disk was full once more."""
         operation.uses_reserve = False
         try:
-            self._release_reserve()
-        except StorageError as error:
+            with self._with_reserve():
+                self._run([operation])
+        except StorageError as error:  # from releasing it
             operation.end(error=error)
-            return
-        self._run([operation])
 
     def _transact(self, batch: list[_Operation]) -> list[Any]:
         """Return what each operation of *batch* returned, or a `_Refused`, when that is on disk."""
