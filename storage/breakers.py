@@ -57,7 +57,8 @@ class Breakers:
                     " WHERE id = ? AND state <> 'HELD'",
                     (breaker.state, breaker.probe_at, breaker.openings, breaker.destination),
                 ).rowcount
-            )
+            ),
+            uses_reserve=True,
         )
 
     def close(self, name: str) -> bool:
@@ -90,6 +91,7 @@ class Breakers:
                     "UPDATE destination SET state = ?, probe_at = 0, openings = 0 WHERE name = ?",
                     (state, name),
                 ).rowcount
-            )
+            ),
+            uses_reserve=True,
         )
         return bool(found)
