@@ -129,7 +129,7 @@ class Reading(RuleBasedStateMachine):
             if call.on_end is not None
             or (call.started is not None and not call.started.done() and call.size_bytes > 64_000)
         )
-        assert held == self.reader._held
+        assert dict(held) == self.reader._held
         assert held.total() == self.reader._held_by_all <= SLOTS
         assert all(count <= SHARE for count in held.values())
 

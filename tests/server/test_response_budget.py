@@ -11,7 +11,7 @@ import pytest
 from picback.v1 import image_service_pb2 as pb
 from server import response_budget
 from server.errors import RequestError
-from server.response_budget import _CALL_BYTES, _COPIES, ResponseBudget
+from server.response_budget import _CALL_BYTES, _COPIES, _MAX_UNCOUNTED, ResponseBudget
 from server.timer import Timer
 from tests.server.raw_http2 import calls_that_take_no_answer
 from tests.server.refusals import refused
@@ -90,7 +90,7 @@ def test_a_response_that_is_larger_than_the_budget_is_sent_alone() -> None:
     budget = _budget(1)
 
     assert _send(budget, "a", 10 * MB) is not None
-    assert _send(budget, "b", 1) is None
+    assert _send(budget, "b", MB) is None
 
 
 def test_a_reservation_becomes_what_the_response_has_come_to() -> None:
@@ -208,3 +208,17 @@ def test_a_client_that_reads_nothing_is_cut_off(
             wait_until(lambda: responses.held_bytes > 0)
             wait_until(lambda: responses.held_bytes == 0)
             wait_until(lambda: not service.app._server._state.rpc_states)  # type: ignore[attr-defined] # gRPC tells it nowhere else
+
+
+def test_small_responses_are_counted_once_there_are_many() -> None:
+    budget = _budget(1)
+
+    sent = [_send(budget, "a", 100) for _ in range(_MAX_UNCOUNTED + 200)]
+    before = sent.count(None)
+    for context in sent:
+        if context is not None:
+            context.end()
+
+    assert before > 0
+    assert 0 == budget.held_bytes
+    assert not any(budget._timer._pending.values())

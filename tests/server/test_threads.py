@@ -109,9 +109,9 @@ def test_a_server_that_gets_no_more_threads_serves_on_and_stops(tmp_path: Path) 
             callers.submit(health.Check, health_pb2.HealthCheckRequest(), timeout=60)
             for _ in range(40)
         ]
-        process.send_signal(signal.SIGTERM) if not [
-            each.result() for each in (*uploads, *checks) if not each.result()
-        ] else None
+        for each in (*uploads, *checks):
+            each.result()
+        process.send_signal(signal.SIGTERM)
         code = process.wait(30)
 
     assert {query_pb2.QUERY_STATE_DELIVERED} == {watch[-1].query.state for watch in watches}
@@ -125,10 +125,11 @@ def test_a_server_whose_serving_thread_dies_ends_with_an_error(tmp_path: Path) -
         stub_of(address) as stub,
     ):
         (tmp_path / "flag").touch()
-        stub.ListImages.future(pb.ListImagesRequest(), metadata=metadata)
+        call = stub.ListImages.future(pb.ListImagesRequest(), metadata=metadata)
 
         code = process.wait(30)
 
+    assert grpc.StatusCode.OK != call.code()
     assert EXIT_CODE == code
     assert "server.thread_died" in (tmp_path / "log").read_text()
 
