@@ -152,9 +152,8 @@ class HttpDeliverer:
         if ca_file is not None:
             ssl_context.load_verify_locations(ca_file)
         ssl_context.set_alpn_protocols(["http/1.1"])
-        ssl_context.hostname_checks_common_name = (
-            False  # a subjectAltName is the only name (RFC 9110)
-        )
+        # A subjectAltName is the only name (RFC 9110, section 4.3.4).
+        ssl_context.hostname_checks_common_name = False
         self._guard = guard
         self._timeout = timeout
         self._user_agent = user_agent
@@ -269,7 +268,7 @@ def _failed(exc: Exception, *, cut_short: bool) -> Failed:
 
 def _words_of(error: ssl.SSLError) -> str:
     """Return OpenSSL's words: "certificate has expired" tells the receiver's owner what to do."""
-    verify_message = getattr(error, "verify_message", None)  # SSLCertVerificationError only
+    verify_message = getattr(error, "verify_message", "")  # SSLCertVerificationError only
     if verify_message:
         return str(verify_message).rstrip(".")
     # Not the whole text, which names source lines.

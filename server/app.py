@@ -142,7 +142,12 @@ class App:
             target=self._oversee, name="picback-overseer", daemon=True
         )
         self._budget = descriptors.budget(config.dispatcher.delivery_threads)
-        self._database = Database.own(config.data, max_readers=self._budget.readers)
+        self._database = Database.own(
+            config.data,
+            max_readers=self._budget.readers,
+            min_free_bytes=config.min_free_bytes,
+            reserve_bytes=config.reserve_bytes,
+        )
         with contextlib.ExitStack() as undo:
             undo.callback(self._database.close)
             try:
@@ -336,10 +341,11 @@ class App:
             return stopped
 
     def _oversee(self) -> None:
-        """Tell health whether work gets done, until the server stops."""
+        """Tell health whether work gets done, and mind the disk, until the server stops."""
         serving = True
         while not self._stopping.wait(_LOOK_SECONDS):
             try:
+                self._database.disk_space.maintain()
                 if self._steady_clock.notice_step():
                     settings.put(self._database, _CLOCK, self._steady_clock.record().dump())
                 works = not self._dispatcher.is_stuck(grace=_STUCK_SECONDS)

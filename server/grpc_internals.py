@@ -95,6 +95,7 @@ class UnreadCall:
         "_arguments",
         "_call",
         "_function",
+        "_is_unary",
         "_request",
         "_run",
         "_state",
@@ -106,6 +107,8 @@ class UnreadCall:
         self._run, self._function, self._arguments = run, function, arguments
         rpc_event, self._state, self.behaviour, *_ = arguments
         self._call = rpc_event.call
+        # Whether the method takes one request, not a stream of them.
+        self._is_unary = getattr(arguments[3], "__name__", "") == "unary_request"
         self._request: Any = None
         #: Length of the request that has arrived.
         self.size_bytes = 0
@@ -224,11 +227,6 @@ class UnreadCall:
                 return False
             self._send_status(code, message, trailers)
             return True
-
-    @property
-    def _is_unary(self) -> bool:
-        """Whether the method takes one request, not a stream of them."""
-        return getattr(self._arguments[3], "__name__", "") == "unary_request"
 
     def _send_status(
         self, code: grpc.StatusCode, message: str, trailers: Sequence[tuple[str, str | bytes]]

@@ -85,7 +85,8 @@ class Breakers:
                     " WHERE id = ? AND state <> 'HELD' AND operator_change <= coalesce(?, 1 << 62)",
                     (breaker.state, breaker.probe_at, breaker.openings, breaker.destination, seen),
                 ).rowcount
-            )
+            ),
+            uses_reserve=True,
         )
 
     def close(self, name: str) -> bool:
@@ -120,6 +121,7 @@ class Breakers:
                     "   FROM destination WHERE operator_change > 0) WHERE name = ?",
                     (state, name),
                 ).rowcount
-            )
+            ),
+            uses_reserve=True,
         )
         return bool(found)

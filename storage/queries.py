@@ -127,7 +127,9 @@ class Queries:
 
         Raises:
             RequestIdReusedError: Nothing was stored.
+            StorageFullError: There is too little free space; nothing was stored.
         """
+        self._database.disk_space.require_for_new_data()
         id_ = new_id("qry", now=now)
         due_at = now if due_at is None else due_at
 
@@ -211,7 +213,7 @@ class Queries:
             )
             return None if state == "CANCELLED" else owner
 
-        owner = self._database.write(operation)
+        owner = self._database.write(operation, uses_reserve=True)
         if owner is not None:
             self.queued.add(owner, -1)
         self.changes.publish(query_id)
@@ -357,7 +359,7 @@ class Queries:
                 _insert_attempt(connection, lease.seq, attempt)
             return held
 
-        held = self._database.write(operation)
+        held = self._database.write(operation, uses_reserve=True)
         if held and isinstance(outcome, Delivered | GivenUp | Unmatched):
             self.queued.add(lease.key_id, -1)
         self.changes.publish(lease.id)
@@ -413,7 +415,7 @@ class Queries:
             )
             return len(rows), ended
 
-        voided, ended = self._database.write(operation)
+        voided, ended = self._database.write(operation, uses_reserve=True)
         for (key_id,) in ended:
             self.queued.add(key_id, -1)
         return voided

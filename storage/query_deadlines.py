@@ -65,7 +65,7 @@ class QueryDeadlines:
                 ended += rows
             return ended
 
-        ended = self._database.write(operation)
+        ended = self._database.write(operation, uses_reserve=True)
         for id_, key_id in ended:
             self._queued.add(key_id, -1)
             self._changes.publish(id_)

@@ -23,7 +23,8 @@ def put(database: Database, name: str, value: bytes) -> None:
             "INSERT INTO setting (name, value) VALUES (?, ?)"
             " ON CONFLICT DO UPDATE SET value = excluded.value",
             (name, value),
-        )
+        ),
+        uses_reserve=True,  # a start needs it, and it takes no more space than before
     )
 
 
@@ -37,4 +38,4 @@ def get_or_create(database: Database, name: str, make: Callable[[], bytes]) -> b
         rows = connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchall()
         return bytes(rows[0][0])
 
-    return database.write(operation)
+    return database.write(operation, uses_reserve=True)  # a start needs them

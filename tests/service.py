@@ -80,6 +80,7 @@ def running(
     options.setdefault("listen", "127.0.0.1:0")
     options.setdefault("tagger", "none")
     options.setdefault("dispatcher", DispatcherSettings(delivery_threads=8))
+    options.setdefault("reserve_bytes", 0)  # data folders of tests are many, and kept
     app = App(Config(data=folder, **options), clock=clock)
     app.start()
     service = None
