@@ -176,8 +176,12 @@ class Schedule:
         if queue.due_at <= latest:
             return queue
         due_at = latest if queue.retries else now
+        try:
+            self._queries.pull_in(queue, due_at=due_at)
+        except StorageError as error:  # the next scan finds it again; what was leased goes on
+            logger.warning("queue.not_pulled_in", extra={"error": str(error)})
+            return queue
         logger.warning("queue.pulled_in", extra={"destination": queue.destination})
-        self._queries.pull_in(queue, due_at=due_at)
         return DueQueue(
             key_id=queue.key_id,
             destination=queue.destination,

@@ -190,6 +190,25 @@ def test_a_full_disk_before_the_post_costs_no_attempt(bench: Bench) -> None:
     assert 1 == len(bench.deliverer.sent)
 
 
+class NothingPulledIn(Queries):
+    """Has no space to record that a query is due earlier."""
+
+    def pull_in(self, *_: Any, **__: Any) -> None:
+        msg = "the disk is full"
+        raise StorageFullError(msg)
+
+
+def test_what_was_leased_is_delivered_though_what_waits_too_long_cannot_be_changed(
+    bench: Bench,
+) -> None:
+    query = bench.store.submit("dog")
+    bench.store.submit("dog", now=START + 10**9)  # by a clock that was ahead
+    bench.use(NothingPulledIn(bench.store.database))
+    bench.work()
+
+    assert "DELIVERED" == bench.query(query.id).state
+
+
 def test_what_has_no_room_when_we_stop_is_left_to_the_next_start_and_costs_no_attempt(
     bench: Bench,
 ) -> None:
