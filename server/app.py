@@ -228,6 +228,8 @@ class App:
             except (LemmatizerError, TaggerLoadError) as error:
                 raise ConfigError(str(error)) from error
             except RuntimeError as error:
+                if "new thread" not in str(error):  # Python's words for it; there is no type
+                    raise
                 msg = f"not all threads can be started (pids.max, ulimit -u): {error}"
                 raise ConfigError(msg) from error
             undo.pop_all()
