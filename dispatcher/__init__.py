@@ -4,6 +4,7 @@ This module is the front door; what stands behind it is nobody else's business. 
 package imports `storage` and `analysis`, speaks HTTP, and knows nothing of gRPC.
 """
 
+from dispatcher.callback_url import parse_destination
 from dispatcher.deliverer import HttpDeliverer
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.settings import DispatcherSettings
@@ -20,5 +21,6 @@ __all__ = [
     "UrlGuard",
     "decode_secret",
     "new_secret",
+    "parse_destination",
     "verify",
 ]

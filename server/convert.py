@@ -74,6 +74,7 @@ def query(record: Query, *, reader_key_id: str) -> query_pb2.Query:
         failure=_failure(record.failure_reason, record.failure_message),
         create_time=_timestamp(record.created_at),
         end_time=_timestamp(record.ended_at),
+        latest_attempt_number=record.latest_attempt_number,
     )
 
 

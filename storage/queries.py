@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from storage import requests
 from storage.changes import Changes
-from storage.errors import QueryNotFoundError, StateConflictError
+from storage.errors import QueryNotFoundError, RedeliveryLimitError, StateConflictError
 from storage.ids import new_id
+from storage.query_bulk import BUSY_SINCE, CANCEL, RECENT_MS, REDELIVER, QueryBulk
+from storage.query_filters import QuerySearch
 from storage.query_records import (
     COLUMNS,
     LEASE_COLUMNS,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from storage.database import Connection, Database
+    from storage.query_bulk import Changed
+    from storage.query_filters import QueryFilter
     from storage.query_records import (
         Matched,
         QueryLease,
@@ -45,19 +49,23 @@ if TYPE_CHECKING:
 
 #: States that only RedeliverQuery leaves.
 FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED", "UNMATCHED"})
+#: Attempts that are kept of a query: the newest.
+MAX_ATTEMPTS_KEPT: Final = 100
 
 
 class Queries:
     """The queries of a database. Safe to use from any thread.
 
-    A *key_id* given to `get`, `page`, `cancel` or `redeliver` restricts them to the queries
-    that this key submitted: any other query does not exist for them. None means all queries.
+    A *key_id* given to `get`, `cancel` or `redeliver` restricts them to the queries that this
+    key submitted: any other query does not exist for them. None means all queries.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         #: Published after each change of a query.
         self.changes = Changes()
+        #: Changes many queries at once.
+        self.bulk = QueryBulk(database, self._note_changes)
         #: How many of each key are not final, once `count_queued` was called.
         self.queued = QueuedQueries()
 
@@ -138,6 +146,7 @@ class Queries:
             failure_message=None,
             created_at=now,
             ended_at=None,
+            latest_attempt_number=0,
             attempts=(),
         )
         return accepted, True
@@ -154,14 +163,18 @@ class Queries:
             raise _not_found()
         return found[0]
 
-    def page(
-        self, *, before: int | None, size: int, state: str | None, key_id: str | None = None
-    ) -> list[Query]:
-        """Return up to *size* queries, newest first, accepted before number *before*."""
-        where, values = _where({"key_id = ?": key_id, "state = ?": state, "seq < ?": before})
-        return self._queries(
-            f"SELECT {COLUMNS} FROM query {where} ORDER BY seq DESC LIMIT ?", (*values, size)
+    def search(self, where: QueryFilter) -> QuerySearch:
+        """Begin to look for the queries that satisfy *where*."""
+        return QuerySearch(self._database, where)
+
+    def records(self, seqs: Sequence[int]) -> list[Query]:
+        """Return the queries with these numbers, in their order; those that are gone left out."""
+        found = self._queries(
+            f"SELECT {COLUMNS} FROM query WHERE seq IN (SELECT value FROM json_each(?))",
+            (_json(list(seqs)),),
         )
+        places = {seq: place for place, seq in enumerate(seqs)}
+        return sorted(found, key=lambda query: places[query.seq])
 
     def cancel(self, query_id: str, *, key_id: str | None = None, now: int) -> Query:
         """Stop a query; one that is CANCELLED stays so. Takes its lease away.
@@ -175,11 +188,7 @@ class Queries:
             seq, state, owner = _state_of(connection, query_id, key_id)
             if state in FINAL_STATES - {"CANCELLED"}:
                 raise StateConflictError(state)
-            connection.execute(
-                "UPDATE query SET state = 'CANCELLED', due_at = NULL, leased_at = NULL,"
-                " ended_at = coalesce(ended_at, ?) WHERE seq = ?",
-                (now, seq),
-            )
+            connection.execute(f"UPDATE query SET {CANCEL} WHERE seq = ?2", (now, seq))
             return None if state == "CANCELLED" else owner
 
         owner = self._database.write(operation)
@@ -196,22 +205,19 @@ class Queries:
         Raises:
             QueryNotFoundError: There is none with this id.
             StateConflictError: It is not final; nothing was changed.
+            RedeliveryLimitError: Too many of its attempts started lately; nothing was changed.
         """
 
         def operation(connection: Connection) -> str:
             seq, state, owner = _state_of(connection, query_id, key_id)
             if state not in FINAL_STATES:
                 raise StateConflictError(state)
-            if state == "UNMATCHED":
-                forget, target = "lemmas = NULL, matched_at = NULL,", "'QUEUED'"
-            else:
-                forget, target = "", "iif(matched_at IS NULL, 'QUEUED', 'DELIVERING')"
-            connection.execute(
-                f"UPDATE query SET {forget} state = {target},"
-                " due_at = ?1, cycle_start = attempt, give_up_at = ?1 + give_up_after,"
-                " failure_reason = NULL, failure_message = NULL, ended_at = NULL WHERE seq = ?2",
-                (now, seq),
-            )
+            ((busy_since,),) = connection.execute(
+                f"SELECT {BUSY_SINCE} FROM query WHERE seq = ?2", (now, seq)
+            ).fetchall()
+            if busy_since is not None:
+                raise RedeliveryLimitError(retry_after_ms=busy_since + RECENT_MS - now)
+            connection.execute(f"UPDATE query SET {REDELIVER} WHERE seq = ?2", (now, seq))
             return owner
 
         self.queued.add(self._database.write(operation), 1)
@@ -357,6 +363,12 @@ class Queries:
             self.queued.add(key_id, -1)
         return voided
 
+    def _note_changes(self, changed: Sequence[Changed], queued: int) -> None:
+        """Note that queries were made due (*queued* is 1) or became final (-1)."""
+        for each in changed:
+            self.queued.add(each.key_id, queued)
+            self.changes.publish(each.id)
+
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
         attempts = self._attempts_of([row[0] for row in rows])
@@ -374,10 +386,11 @@ class Queries:
             message,
             excerpt,
         ) in self._database.read(
-            "SELECT query_seq, number, started_at, latency_ms, http_status, failure_reason,"
-            " failure_message, excerpt FROM attempt"
-            " WHERE query_seq IN (SELECT value FROM json_each(?)) ORDER BY query_seq, number",
-            (_json(seqs),),
+            "SELECT query_seq, number, started_at, latency_ms, http_status, attempt.failure_reason,"
+            " attempt.failure_message, excerpt FROM attempt JOIN query ON query.seq = query_seq"
+            " WHERE query_seq IN (SELECT value FROM json_each(?)) AND number > query.attempt - ?"
+            " ORDER BY query_seq, number",
+            (_json(seqs), MAX_ATTEMPTS_KEPT),
         ):
             attempt = Attempt(
                 number=number,
@@ -462,6 +475,11 @@ def _changes_of(outcome: Settlement, now: int) -> tuple[str, tuple[object, ...]]
 
 
 def _insert_attempt(connection: Connection, seq: int, attempt: Attempt) -> None:
+    if attempt.number > MAX_ATTEMPTS_KEPT:
+        connection.execute(
+            "DELETE FROM attempt WHERE query_seq = ? AND number <= ?",
+            (seq, attempt.number - MAX_ATTEMPTS_KEPT),
+        )
     connection.execute(
         "INSERT INTO attempt (query_seq, number, started_at, latency_ms, http_status,"
         " failure_reason, failure_message, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

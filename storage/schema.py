@@ -298,3 +298,9 @@ def m0007_unmatched_and_queries_of_a_key(db: Database) -> None:
     db.execute("PRAGMA writable_schema=RESET")
     db.execute("CREATE INDEX query_key ON query(key_id, seq)")
     db.execute("CREATE INDEX query_key_state ON query(key_id, state, seq)")
+
+
+@migrations()
+def m0009_queries_of_a_destination(db: Database) -> None:
+    """List the queries of one destination without looking at those of all others."""
+    db.execute("CREATE INDEX query_destination ON query(destination_id, seq)")

@@ -85,8 +85,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     image that was stored and that the tagger could not process within them.
     """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 22
-    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
-    named in metadata "limit". Nothing was stored; the same call works later.
+    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key, or the query, is
+    over the limit named in metadata "limit". Nothing was changed; the same call
+    works later.
     """
     ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 23
     """DEADLINE_EXCEEDED: the call began, and its request did not arrive within the
@@ -199,8 +200,9 @@ of time and memory; the same bytes fail again. Also in Image.failure, of an
 image that was stored and that the tagger could not process within them.
 """
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 22
-"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
-named in metadata "limit". Nothing was stored; the same call works later.
+"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key, or the query, is
+over the limit named in metadata "limit". Nothing was changed; the same call
+works later.
 """
 ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 23
 """DEADLINE_EXCEEDED: the call began, and its request did not arrive within the
