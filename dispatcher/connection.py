@@ -54,12 +54,14 @@ class Connection:
 
     Attributes:
         origin: Where it leads.
+        opened_at: When it was opened, on the pool's clock.
         idle_since: When its last answer had been read, on the pool's clock.
         received: Bytes of an answer that came in since its request was begun.
     """
 
-    def __init__(self, origin: Origin, stream: DeadlineStream) -> None:
+    def __init__(self, origin: Origin, stream: DeadlineStream, *, opened_at: float) -> None:
         self.origin = origin
+        self.opened_at = opened_at
         self.idle_since = 0.0
         self.received = 0
         self._stream = stream
@@ -115,19 +117,33 @@ class Connection:
         while isinstance(head := self._next_event(), h11.InformationalResponse):
             continue
         assert isinstance(head, h11.Response)  # noqa: S101 - h11 lets nothing else come first
-        body = b""
-        while isinstance(event := self._next_event(), h11.Data):
-            body += event.data
-            if len(body) > MAX_BODY_BYTES:
-                break
-        else:
-            if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-                self._http.start_next_cycle()
         return httpx.Response(
             head.status_code,
             headers=head.headers.raw_items(),
-            stream=httpx.ByteStream(body),  # as content it would be unpacked
+            stream=httpx.ByteStream(self._receive_body()),  # as content it would be unpacked
         )
+
+    def _receive_body(self) -> bytes:
+        """Return the body, or its beginning if it is long or the connection ends in it.
+
+        The head has said what became of the request. A receiver that goes away after it has said
+        so, and would be called again for want of the rest, would do its work twice.
+        """
+        body = b""
+        try:
+            while isinstance(event := self._next_event(), h11.Data):
+                body += event.data
+                if len(body) > MAX_BODY_BYTES:
+                    return body
+        except ConnectionError:
+            return body
+        except h11.RemoteProtocolError:
+            if self._ended:
+                return body
+            raise
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+        return body
 
     def _next_event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:

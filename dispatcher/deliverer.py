@@ -43,6 +43,9 @@ MAX_IDLE_CONNECTIONS = 256
 #: Seconds for which an idle connection is kept. Most servers close theirs earlier, after 5 to 75.
 KEEP_IDLE = 60.0
 
+#: Seconds after which a connection is not used again, however busy: a new one follows DNS.
+MAX_CONNECTION_AGE = 300.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
@@ -136,6 +139,8 @@ class HttpDeliverer:
         if ca_file is not None:
             ssl_context.load_verify_locations(ca_file)
         ssl_context.set_alpn_protocols(["http/1.1"])
+        # A subjectAltName is the only name (RFC 9110, section 4.3.4).
+        ssl_context.hostname_checks_common_name = False
         self._guard = guard
         self._timeout = timeout
         self._user_agent = user_agent
@@ -150,6 +155,7 @@ class HttpDeliverer:
             ),
             max_idle=max_idle_connections,
             keep_idle=keep_idle,
+            max_age=MAX_CONNECTION_AGE,
             clock=monotonic,
         )
 
@@ -198,7 +204,9 @@ class HttpDeliverer:
         wish = answer.headers.get("webhook-delivery", "").lower()
         return Answered(
             status=answer.status_code,
-            retry_after=parse_retry_after(answer.headers.get("retry-after"), now=self._clock()),
+            retry_after=parse_retry_after(
+                answer.headers.get_list("retry-after"), now=self._clock()
+            ),
             excerpt=b"".join(answer.iter_raw())[:MAX_EXCERPT_BYTES],
             gone=answer.status_code == 410 or wish in {"disable", "abort-message"},
         )
@@ -235,6 +243,22 @@ def _failed(exc: Exception) -> Failed:
 
 def _words_of(error: ssl.SSLError) -> str:
     """Return OpenSSL's words: "certificate has expired" tells the receiver's owner what to do."""
-    verify_message = getattr(error, "verify_message", None)  # SSLCertVerificationError only
+    verify_message = getattr(error, "verify_message", "")  # SSLCertVerificationError only
+    if verify_message:
+        return str(verify_message).rstrip(".")
     # Not the whole text, which names source lines.
-    return verify_message or (error.reason or "handshake failure").replace("_", " ").lower()
+    reason = error.reason or "HANDSHAKE_FAILURE"
+    return _TLS_HELP.get(reason, reason.replace("_", " ").lower())
+
+
+#: What OpenSSL's names of alerts leave unsaid.
+_TLS_HELP = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (
+        "certificate required: the receiver accepts only clients with a certificate, and picback "
+        "shows none"
+    ),
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": (
+        "handshake failure: the receiver found no version and cipher in common, or accepts only "
+        "clients with a certificate"
+    ),
+}

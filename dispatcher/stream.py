@@ -71,6 +71,9 @@ class DeadlineStream:
 
     def is_readable(self) -> bool:
         """Return whether something came in, or the other side closed; never waits."""
+        number = self._socket.fileno()
+        if number < 0:  # closed by us
+            return True
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        poll.register(number, select.POLLIN)
         return bool(poll.poll(0))

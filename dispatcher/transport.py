@@ -14,6 +14,7 @@ import h11
 import httpx
 
 from dispatcher.connection import Connection, Origin
+from dispatcher.idle_connections import IdleConnections
 from dispatcher.local_resources import LocalResourceError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class GuardedTransport(httpx.BaseTransport):
         dialer: Opens connections.
         max_idle: Connections kept open while idle, over all origins; the oldest goes first.
         keep_idle: How long one is kept, in seconds.
-        clock: Monotonic, in seconds; only for *keep_idle*.
+        max_age: How long one is kept since it was opened, in seconds.
+        clock: Monotonic, in seconds; only for *keep_idle* and *max_age*.
 
     Attributes:
         requests: Requests sent so far.
@@ -48,10 +50,14 @@ class GuardedTransport(httpx.BaseTransport):
         *,
         max_idle: int,
         keep_idle: float,
+        max_age: float,
         clock: Callable[[], float],
     ) -> None:
         self._dialer = dialer
-        self._idle = _IdleConnections(max_idle=max_idle, keep_idle=keep_idle, clock=clock)
+        self._clock = clock
+        self._idle = IdleConnections(
+            max_idle=max_idle, keep_idle=keep_idle, max_age=max_age, clock=clock
+        )
         self._lock = threading.Lock()
         self.requests = 0
         self.connections = 0
@@ -96,7 +102,7 @@ class GuardedTransport(httpx.BaseTransport):
         stream = self._dial(target, deadline)
         with self._lock:
             self.connections += 1
-        return Connection(_origin(target), stream)
+        return Connection(_origin(target), stream, opened_at=self._clock())
 
     def _dial(self, target: Target, deadline: Deadline) -> DeadlineStream:
         while True:
@@ -126,67 +132,3 @@ class GuardedTransport(httpx.BaseTransport):
 
 def _origin(target: Target) -> Origin:
     return Origin(target.scheme, target.host, target.port)
-
-
-class _IdleConnections:
-    """Connections that wait for a next request, the one used last at the end."""
-
-    def __init__(self, *, max_idle: int, keep_idle: float, clock: Callable[[], float]) -> None:
-        self._max_idle = max_idle
-        self._keep_idle = keep_idle
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._connections: list[Connection] = []
-
-    def take(self, origin: Origin) -> Connection | None:
-        """Return a connection to *origin* that the other side seems to have kept, too."""
-        while (connection := self._pop(origin)) is not None:
-            if connection.is_usable():
-                break
-            connection.close()
-        return connection
-
-    def put(self, connection: Connection) -> None:
-        """Keep *connection* if it can serve another request, else close it."""
-        if connection.is_done():
-            connection.idle_since = self._clock()
-            with self._lock:
-                self._connections.append(connection)
-        else:
-            connection.close()
-        self._close_surplus()
-
-    def close_half(self) -> bool:
-        """Close the half that was used longest ago; return whether there was any."""
-        with self._lock:
-            count = (len(self._connections) + 1) // 2
-            surplus, self._connections = self._connections[:count], self._connections[count:]
-        for connection in surplus:
-            connection.close()
-        return bool(surplus)
-
-    def close(self) -> None:
-        """Keep none any more."""
-        self._max_idle = 0
-        self._close_surplus()
-
-    def _pop(self, origin: Origin) -> Connection | None:
-        # The one used last, so that those above the need grow old and go.
-        self._close_surplus()
-        with self._lock:
-            for index in range(len(self._connections) - 1, -1, -1):
-                if self._connections[index].origin == origin:
-                    return self._connections.pop(index)
-        return None
-
-    def _close_surplus(self) -> None:
-        oldest_allowed = self._clock() - self._keep_idle
-        surplus = []
-        with self._lock:
-            while self._connections and (
-                len(self._connections) > self._max_idle
-                or self._connections[0].idle_since <= oldest_allowed
-            ):
-                surplus.append(self._connections.pop(0))
-        for connection in surplus:
-            connection.close()

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dispatcher.connection import MAX_BODY_BYTES
+from tests.descriptors import open_descriptors
 from tests.dispatcher.calling import LATE, TLS, answer_from, deliverer_for, failure_at, url_of
 from tests.dispatcher.faults import over_tls
 from tests.fault_server import FaultServer, read_request, reset
 from tests.receiver import Answer, Receiver
+from tests.server.waiting import wait_until
 
 if TYPE_CHECKING:
     import socket
@@ -64,6 +66,44 @@ def test_a_connection_that_was_idle_for_long_is_not_used_again() -> None:
             answer_from(deliverer, receiver.url)
 
     assert 2 == receiver.connections
+
+
+def test_a_connection_in_steady_use_is_replaced_when_it_is_five_minutes_old() -> None:
+    now = 1000.0
+    with (
+        Receiver() as receiver,
+        deliverer_for(receiver, monotonic=lambda: now) as deliverer,
+    ):
+        for _ in range(61):  # the first at 10 s, the last at 610 s
+            now += 10
+            answer_from(deliverer, receiver.url)
+
+    assert 3 == receiver.connections
+
+
+def test_a_connection_that_the_receiver_closed_is_closed_before_its_next_use() -> None:
+    before = open_descriptors()
+    with Receiver() as receiver, deliverer_for(receiver) as deliverer:
+        answer_from(deliverer, receiver.url)
+        receiver.drop_connections()
+        idle = deliverer._transport._idle
+        wait_until(lambda: not idle._connections)
+
+    assert open_descriptors() <= before
+
+
+def test_looking_for_closed_connections_takes_none_that_is_used() -> None:
+    with (
+        Receiver() as receiver,
+        deliverer_for(receiver) as deliverer,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        calls = [pool.submit(answer_from, deliverer, receiver.url) for _ in range(400)]
+        while not all(call.done() for call in calls):
+            deliverer._transport._idle.close_unusable()
+
+    assert {200} == {call.result().status for call in calls}
+    assert 400 == len(receiver.requests)
 
 
 def test_no_more_connections_are_kept_than_allowed() -> None:

@@ -68,6 +68,19 @@ def test_a_receiver_that_does_not_prove_its_name_gets_nothing(certificate: str, 
     assert [] == receiver.requests
 
 
+def test_a_certificate_that_names_its_host_only_as_common_name_is_refused() -> None:
+    with (
+        Receiver(ssl_context=server_context("common-name")) as receiver,
+        deliverer_for(receiver, ca_file=TLS / "common-name.pem") as deliverer,
+    ):
+        failure = failure_at(deliverer, tls_url_of(receiver))
+
+    assert "TLS_ERROR" == failure.reason
+    assert "Hostname mismatch" in failure.message
+    assert not failure.message.endswith("..")
+    assert [] == receiver.requests
+
+
 def test_an_authority_is_trusted_only_if_the_operator_says_so() -> None:
     with (
         Receiver(ssl_context=server_context()) as receiver,
@@ -99,4 +112,4 @@ def test_a_receiver_that_wants_a_client_certificate_is_a_tls_failure() -> None:
         failure = failure_at(deliverer, tls_url_of(receiver))
 
     assert "TLS_ERROR" == failure.reason
-    assert "certificate required" in failure.message
+    assert "accepts only clients with a certificate" in failure.message

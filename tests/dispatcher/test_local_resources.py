@@ -130,10 +130,11 @@ def test_a_thread_that_cannot_be_started_for_a_look_up_is_a_lack(
         msg = "can't start new thread"
         raise RuntimeError(msg)
 
+    deliverer = HttpDeliverer(UrlGuard(), resolver=no_such_call)  # type: ignore[arg-type]
     monkeypatch.setattr(threading.Thread, "start", start)
 
     with pytest.raises(LocalResourceError, match="threads"):
-        deliver(HttpDeliverer(UrlGuard(), resolver=no_such_call))  # type: ignore[arg-type]
+        deliver(deliverer)
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,6 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -batch
     -subj "/CN=self-signed" -addext "subjectAltName=DNS:receiver.test,IP:127.0.0.1" \
     -keyout "$work/key.pem" -out "$work/certificate.pem"
 cat "$work/key.pem" "$work/certificate.pem" > self-signed.pem
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -batch -days 36500 \
+    -subj "/CN=receiver.test" -keyout "$work/key.pem" -out "$work/certificate.pem"
+cat "$work/key.pem" "$work/certificate.pem" > common-name.pem
