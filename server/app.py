@@ -26,10 +26,11 @@ from server.call_log import CallLog
 from server.config import ConfigError
 from server.connections import ConnectionGuard, defer_accept
 from server.health import HealthServicer
-from server.interceptors import Interceptor, refuse_unread
+from server.interceptors import Interceptor
 from server.key_limits import KeyLimits
 from server.keyring import Keyring
 from server.paging import Paging
+from server.refusals import refuse_unread
 from server.request_pool import RefusalPool, RequestPool
 from server.request_reader import RequestReader
 from server.response_budget import ResponseBudget
@@ -123,7 +124,12 @@ class App:
             target=self._oversee, name="picback-overseer", daemon=True
         )
         self._budget = descriptors.budget(config.dispatcher.delivery_threads)
-        self._database = Database.own(config.data, max_readers=self._budget.readers)
+        self._database = Database.own(
+            config.data,
+            max_readers=self._budget.readers,
+            min_free_bytes=config.min_free_bytes,
+            reserve_bytes=config.reserve_bytes,
+        )
         with contextlib.ExitStack() as undo:
             undo.callback(self._database.close)
             try:
@@ -300,10 +306,11 @@ class App:
             return stopped
 
     def _oversee(self) -> None:
-        """Tell health whether work gets done, until the server stops."""
+        """Tell health whether work gets done, and mind the disk, until the server stops."""
         serving = True
         while not self._stopping.wait(_LOOK_SECONDS):
             try:
+                self._database.disk_space.maintain()
                 works = not self._dispatcher.is_stuck(grace=_STUCK_SECONDS)
             except StorageError:
                 works = False
@@ -318,7 +325,7 @@ class App:
     def _make_server(
         self, config: Config, clock: Callable[[], int]
     ) -> tuple[grpc.Server, list[StartedPool]]:
-        readers = self._make_readers(config)
+        self._readers = readers = self._make_readers(config)
         pools = {
             name: RequestPool(threads, name=name, reader=readers.get(reader))
             for name, (threads, reader) in _POOLS.items()

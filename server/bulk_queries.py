@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from server import logs
-from server.interceptors import CALLER
+from server.caller import CALLER
 from server.stream_limit import StreamLimit
 
 if TYPE_CHECKING:

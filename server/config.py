@@ -34,6 +34,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "max_response_bytes": (1_000_000, 1 << 40),
     "limit_calls_per_second": (0, 1_000_000),
     "limit_queued_queries": (0, 1_000_000_000),
+    "min_free_bytes": (0, 2**63 - 1),
 }
 
 
@@ -114,9 +115,15 @@ class Config:
     #: Most bytes of memory that responses take until they are read.
     max_response_bytes: int = 512_000_000
     #: Of one API key; 0 for no limit.
-    limit_calls_per_second: float = 5_000.0
+    limit_calls_per_second: float = 10_000.0
     #: Of one API key, those that are not final; 0 for no limit.
     limit_queued_queries: int = 1_000_000
+    #: Uploads and queries are rejected while less is free in the data folder's file system, in
+    #: bytes; 0: only when it is full.
+    min_free_bytes: int = 128_000_000
+    #: What is kept for deleting, ending work, and starting on a full disk, in bytes; 0: nothing.
+    #: Not an option: no other size is better on any disk that a server should have.
+    reserve_bytes: int = 64_000_000
     #: What encrypts signing secrets; without keys they are stored in clear.
     sealer: Sealer = field(default_factory=Sealer)
     dispatcher: DispatcherSettings = field(default_factory=DispatcherSettings)

@@ -95,7 +95,7 @@ RETRY_AFTER_MS: Final[Mapping[str, int]] = {
 }
 #: What is told of a failure whose cause is nobody's business: driver errors, bugs.
 _GENERIC: Final[Mapping[str, str]] = {
-    "STORAGE_FULL": "the server's disk is full; nothing was stored",
+    "STORAGE_FULL": "the server's disk is full, or nearly; nothing was stored",
     "STORAGE_UNAVAILABLE": "the database did not answer in time; nothing was stored",
     "INTERNAL": "internal error",
 }

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from server.caller import CALLER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
+
+    from server.caller import Caller
 
 _grpc_server: Any = import_module("grpc._server")
 _cygrpc: Any = import_module("grpc._cython.cygrpc")
@@ -38,6 +42,7 @@ _STATE: Final = (
     "client",
     "code",
     "condition",
+    "context",
     "details",
     "due",
     "request",
@@ -90,6 +95,7 @@ class UnreadCall:
         "_arguments",
         "_call",
         "_function",
+        "_is_unary",
         "_request",
         "_run",
         "_state",
@@ -101,6 +107,8 @@ class UnreadCall:
         self._run, self._function, self._arguments = run, function, arguments
         rpc_event, self._state, self.behaviour, *_ = arguments
         self._call = rpc_event.call
+        # Whether the method takes one request, not a stream of them.
+        self._is_unary = getattr(arguments[3], "__name__", "") == "unary_request"
         self._request: Any = None
         #: Length of the request that has arrived.
         self.size_bytes = 0
@@ -114,6 +122,12 @@ class UnreadCall:
         ):
             return None
         return cls(submitted[0], submitted[1], submitted[2:])
+
+    @property
+    def caller(self) -> Caller:
+        """Who makes the call, as the interceptor has set it in the call's context."""
+        caller: Caller = self._state.context[CALLER]
+        return caller
 
     @property
     def peer(self) -> str:
@@ -213,11 +227,6 @@ class UnreadCall:
                 return False
             self._send_status(code, message, trailers)
             return True
-
-    @property
-    def _is_unary(self) -> bool:
-        """Whether the method takes one request, not a stream of them."""
-        return getattr(self._arguments[3], "__name__", "") == "unary_request"
 
     def _send_status(
         self, code: grpc.StatusCode, message: str, trailers: Sequence[tuple[str, str | bytes]]

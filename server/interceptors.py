@@ -6,24 +6,18 @@ memory. All else happens in the wrapped behaviour, on the call's own thread.
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from server.errors import (
-    RETRY_AFTER_MS,
-    STATUS_CODES,
-    RequestError,
-    as_request_error,
-    status_of,
-)
+from server.caller import CALLER, Caller
+from server.errors import STATUS_CODES, RequestError, as_request_error
+from server.refusals import abort, log_refusal
 from storage.ids import new_id
 
 if TYPE_CHECKING:
@@ -33,7 +27,6 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from server.call_log import CallLog
-    from server.grpc_internals import UnreadCall
     from server.key_limits import KeyLimits
     from server.keyring import Keyring
     from server.response_budget import ResponseBudget
@@ -72,32 +65,8 @@ _UPLOAD: Final = "/picback.v1.ImageService/UploadImage"
 _STREAM_READ_SECONDS: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who makes the call that this thread answers; key_id is empty for a stranger."""
-
-    key_id: str
-    request_id: str
-    scopes: frozenset[str] = frozenset()
-    #: Whether the key is still good; a stream may outlive it.
-    has_valid_key: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
-
-    def check_key(self) -> None:
-        """Let a call with a valid key go on.
-
-        Raises:
-            RequestError: API_KEY_INVALID; it was revoked, or has expired.
-        """
-        if not self.has_valid_key():
-            raise RequestError("API_KEY_INVALID", "the API key is not valid any more")
-
-
-#: Set while a handler runs; how a handler knows its caller.
-CALLER: Final[contextvars.ContextVar[Caller]] = contextvars.ContextVar("picback_caller")
-
-
-#: Who makes a call of health.
-_PROBE: Final = Caller(key_id="", request_id="")
+#: Who makes a call that needs no key.
+_NOBODY: Final = Caller(key_id="", request_id="")
 
 
 class _Malformed:
@@ -144,6 +113,7 @@ class Interceptor(grpc.ServerInterceptor):
         self._call_log = call_log
         self._is_stopping = is_stopping
         self._clock = clock
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def intercept_service(
         self,
@@ -154,7 +124,8 @@ class Interceptor(grpc.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(_HEALTH):
             handler = continuation(handler_call_details)
-            return None if handler is None else self._wrap(method, _PROBE, handler, _probing)
+            CALLER.set(_NOBODY)
+            return None if handler is None else self._wrapped(method, handler, _probing)
         metadata = handler_call_details.invocation_metadata
         request_id, key_id = self._request_id(metadata), ""
         try:
@@ -166,17 +137,20 @@ class Interceptor(grpc.ServerInterceptor):
             _authorise(method, grant.scopes)
         except RequestError as error:
             return self._deny(method, Caller(key_id=key_id, request_id=request_id), error)
-        caller = Caller(
-            key_id=key_id,
-            request_id=request_id,
-            scopes=grant.scopes,
-            has_valid_key=functools.partial(self._keyring.is_valid, token),
-        )
         handler = continuation(handler_call_details)
         if handler is None:
             return None  # gRPC says UNIMPLEMENTED
-        surround = functools.partial(_answering, self._call_log, method, caller)
-        return self._wrap(method, caller, handler, surround)
+        # In the call's own context, in which gRPC runs everything about it.
+        CALLER.set(
+            Caller(
+                key_id=key_id,
+                request_id=request_id,
+                scopes=grant.scopes,
+                has_valid_key=functools.partial(self._keyring.is_valid, token),
+            )
+        )
+        surround = functools.partial(_answering, self._call_log, method)
+        return self._wrapped(method, handler, surround)
 
     def _request_id(self, metadata: Any) -> str:
         for key, value in metadata:
@@ -203,8 +177,8 @@ class Interceptor(grpc.ServerInterceptor):
         self, method: str, caller: Caller, error: RequestError
     ) -> grpc.RpcMethodHandler[Any, Any]:
         def deny(_requests: Any, context: grpc.ServicerContext) -> Any:
-            _log_refusal(self._call_log, method, caller, error)
-            _abort(context, error, ("x-request-id", caller.request_id))
+            log_refusal(self._call_log, method, caller, error)
+            abort(context, error, ("x-request-id", caller.request_id))
 
         with_key, without_key = self._refusal_pools
         deny.experimental_thread_pool = with_key if caller.key_id else without_key  # type: ignore[attr-defined] # gRPC's way
@@ -213,10 +187,18 @@ class Interceptor(grpc.ServerInterceptor):
         # in the whole of a stranger's upload (10 x 60 MB cost 572 MB; so it costs 2 MB).
         return grpc.stream_unary_rpc_method_handler(deny)
 
+    def _wrapped(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], surround: _Surround
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the handler of a method that exists as `_wrap` made it for the first call."""
+        wrapped = self._handlers.get(method)
+        if wrapped is None:
+            wrapped = self._handlers[method] = self._wrap(method, handler, surround)
+        return wrapped
+
     def _wrap(
         self,
         method: str,
-        caller: Caller,
         handler: grpc.RpcMethodHandler[Any, Any],
         surround: _Surround,
     ) -> grpc.RpcMethodHandler[Any, Any]:
@@ -227,7 +209,7 @@ class Interceptor(grpc.ServerInterceptor):
         max_bytes = None if method == _UPLOAD else _MAX_REQUEST_BYTES
         deserializer = _forgiving(handler.request_deserializer, max_bytes)
         serialize: Any = handler.response_serializer
-        responses, key_id = self._responses, caller.key_id
+        responses = self._responses
         if handler.unary_stream is not None:
             stream = handler.unary_stream
 
@@ -241,7 +223,8 @@ class Interceptor(grpc.ServerInterceptor):
             converse = handler.stream_stream
 
             def answer_each(requests: Any, context: grpc.ServicerContext) -> Any:
-                with surround(None, context), self._reflection_streams.open(key_id):
+                caller = CALLER.get()
+                with surround(None, context), self._reflection_streams.open(caller.key_id):
                     requests.poll = caller.check_key  # gRPC's own requests do not look at it
                     parsed = map(_check_parsed, requests)
                     yield from self._send_each(serialize, converse(parsed, context), context)
@@ -258,15 +241,14 @@ class Interceptor(grpc.ServerInterceptor):
                     except BaseException:
                         responses.abandon(context)
                         raise
-                    responses.send(context, key_id, len(response))
+                    responses.send(context, CALLER.get().key_id, len(response))
                     return response
 
             behaviour = answer
             make = grpc.unary_unary_rpc_method_handler
         if method in self._pools:
             behaviour.experimental_thread_pool = self._pools[method]
-        behaviour.owner = key_id  # for `request_pool`
-        behaviour.method, behaviour.caller = method, caller  # for `refuse_unread`
+        behaviour.method = method  # for `refuse_unread`
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(behaviour, deserializer)
         return wrapped
 
@@ -278,14 +260,6 @@ class Interceptor(grpc.ServerInterceptor):
             timeout = self._timer.add(_STREAM_READ_SECONDS, context.cancel)
             yield serialize(message)
             timeout.cancel()
-
-
-def refuse_unread(call_log: CallLog, call: UnreadCall, error: RequestError) -> None:
-    """End a call whose request has not been received. From any thread."""
-    method, caller = call.behaviour.method, call.behaviour.caller
-    message, trailers = _outcome(error, ("x-request-id", caller.request_id))
-    if call.refuse(STATUS_CODES[error.reason], message, trailers):
-        _log_refusal(call_log, method, caller, error)
 
 
 def _token(metadata: Any) -> str:
@@ -334,16 +308,16 @@ def _probing(request: Any, context: grpc.ServicerContext) -> Iterator[None]:
     try:
         _check_parsed(request)
     except RequestError as refusal:
-        _abort(context, refusal)
+        abort(context, refusal)
     yield
 
 
 @contextmanager
 def _answering(
-    call_log: CallLog, method: str, caller: Caller, request: Any, context: grpc.ServicerContext
+    call_log: CallLog, method: str, request: Any, context: grpc.ServicerContext
 ) -> Iterator[None]:
     started = time.monotonic()
-    token = CALLER.set(caller)
+    caller = CALLER.get()
     # Not as initial metadata: gRPC's own retries take a call that has sent any for answered.
     echo = ("x-request-id", caller.request_id)
     context.set_trailing_metadata((echo,))
@@ -360,7 +334,6 @@ def _answering(
                 "rpc.failed", extra={"method": method, "request_id": caller.request_id}
             )
     finally:
-        CALLER.reset(token)
         code = STATUS_CODES[refusal.reason] if refusal else grpc.StatusCode.OK
         if refusal is None and not context.is_active():
             code = grpc.StatusCode.CANCELLED
@@ -374,35 +347,4 @@ def _answering(
             started=started,
         )
     if refusal is not None:
-        _abort(context, refusal, echo)
-
-
-def _abort(
-    context: grpc.ServicerContext, error: RequestError, *trailers: tuple[str, str | bytes]
-) -> None:
-    message, trailers_ = _outcome(error, *trailers)
-    context.set_trailing_metadata(trailers_)
-    context.abort(STATUS_CODES[error.reason], message)
-
-
-def _outcome(
-    error: RequestError, *trailers: tuple[str, str | bytes]
-) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
-    """Return the message and the trailers that tell a caller of *error*."""
-    status = status_of(error)
-    details = ("grpc-status-details-bin", status.SerializeToString())
-    # gRPC's own retries obey this; RetryInfo is for callers who retry by themselves. They go by
-    # the status alone, and would send 20 MB to a full disk five times: -1 says not to.
-    retry_after_ms = error.retry_after_ms or RETRY_AFTER_MS.get(error.reason, -1)
-    pushback = ("grpc-retry-pushback-ms", str(retry_after_ms))
-    return status.message, (*trailers, details, pushback)
-
-
-def _log_refusal(call_log: CallLog, method: str, caller: Caller, error: RequestError) -> None:
-    call_log.refused(
-        method,
-        code=STATUS_CODES[error.reason],
-        reason=error.reason,
-        key_id=caller.key_id,
-        request_id=caller.request_id,
-    )
+        abort(context, refusal, echo)

@@ -26,6 +26,8 @@ _SECRET: Final = re.compile(r"(pbk_|whsec_|Key )[A-Za-z0-9_\-+/=]{8,}")
 #: What stands in a line of text as it is. All else is escaped, so that nothing moves a terminal's
 #: cursor or begins a line of its own.
 _PLAIN: Final = re.compile(r"[!#-<>-~]+")
+#: Longest event and longest value in a line, in characters; a caller may have chosen them.
+_MAX_CHARACTERS: Final = 1_000
 #: For how long a record may wait for others to be written with, in seconds.
 _LONGEST_WAIT: Final = 0.05
 #: Records that may wait; whoever brings more waits for whoever reads the log.
@@ -160,11 +162,13 @@ class _Formatter(logging.Formatter):
     ) -> str:
         """Return what *format* does, made of its parts."""
         at = datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds")
+        event = _cut(event)
         if self._json_lines:
-            whole: dict[str, Any] = {"time": at, "level": level.lower(), "event": event, **facts}
+            whole: dict[str, Any] = {"time": at, "level": level.lower(), "event": event}
+            whole.update((key, _cut(value)) for key, value in facts.items())
             if trace:
                 whole["trace"] = trace
-            line = json.dumps(whole, default=str, ensure_ascii=False)
+            line = json.dumps(whole, default=lambda value: _cut(str(value)), ensure_ascii=False)
         else:
             words = "".join([f" {key}={_readable(value)}" for key, value in facts.items()])
             line = f"{at} {level:<7} {event}{words}"
@@ -173,6 +177,13 @@ class _Formatter(logging.Formatter):
         return _SECRET.sub(r"\1…", line)
 
 
+def _cut(value: Any) -> Any:
+    """Return *value*, shortened if it is a long text."""
+    if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
+        return value[:_MAX_CHARACTERS] + "…"
+    return value
+
+
 def _readable(value: object) -> str:
-    text = str(value)
+    text: str = _cut(str(value))
     return text if _PLAIN.fullmatch(text) else json.dumps(text)

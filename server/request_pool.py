@@ -47,7 +47,7 @@ class RequestPool(StartedPool):
         call = None if self._reader is None else UnreadCall.of((function, *args))
         if call is None or self._reader is None:
             return super().submit(function, *args, **kwargs)
-        self._reader.add(call, call.behaviour.owner or call.peer, self._start)
+        self._reader.add(call, call.caller.key_id or call.peer, self._start)
         return None
 
     def _start(self, call: UnreadCall) -> Future[Any]:

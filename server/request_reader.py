@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,7 +87,7 @@ class RequestReader:
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, deque[_Request]] = OrderedDict()  # whose turn it is first
         self._receiving: dict[_Request, None] = {}  # the oldest first
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self._held_by_all = 0
         timer.on_tick(self._make_room)
 
@@ -95,18 +95,18 @@ class RequestReader:
         """Receive *call*'s request when its turn comes; then *start* it, on gRPC's serving thread."""
         request = _Request(call, owner, start)
         request.timeout = self._timer.add(self._timeout_seconds, partial(self._expire, request))
+        following: _Request | None = request
         with self._lock:
-            is_next = owner not in self._waiting and self._has_room(owner)
-            if is_next:
+            if owner not in self._waiting and self._has_room(owner):
                 self._take_slot(request)
             else:
                 self._enqueue(request)
-        if is_next:
-            self._receive(request)
-        elif call.on_done(request.let_go):
+                following = self._next_in_turn()
+        self._receive(following)
+        if request.started_at is None:
+            if not call.on_done(request.let_go):
+                request.let_go()
             self._make_room()
-        else:
-            request.let_go()
 
     def _has_room(self, owner: str) -> bool:
         held = self._held.get(owner, 0)
@@ -115,7 +115,7 @@ class RequestReader:
         return self._held_by_all < slots and held < self._share
 
     def _take_slot(self, request: _Request) -> None:
-        self._held[request.owner] += 1
+        self._held[request.owner] = self._held.get(request.owner, 0) + 1
         self._held_by_all += 1
         self._receiving[request] = None
         request.started_at = time.monotonic()
@@ -141,11 +141,11 @@ class RequestReader:
     def _received(self, request: _Request, there: bool) -> None:  # noqa: FBT001 - a callback
         """Hand over a request that has arrived, and receive another when it holds no slot any more."""
         call = request.let_go()
-        with self._lock:
-            self._receiving.pop(request, None)
         if there and call is not None:
             future = request.start(call)
             if self._until_end or call.size_bytes > _SMALL_BYTES:
+                with self._lock:
+                    del self._receiving[request]
                 future.add_done_callback(lambda _: self._receive(self._give_slot_back(request)))
                 return
         self._receive(self._give_slot_back(request))
@@ -155,23 +155,29 @@ class RequestReader:
         with self._lock:
             self._receiving.pop(request, None)
             self._held_by_all -= 1
-            self._held[request.owner] -= 1
-            if not self._held[request.owner]:
-                del self._held[request.owner]
-            for owner in list(self._waiting):
-                queue = self._waiting[owner]
-                while queue and queue[0].call is None:  # it has ended
-                    queue.popleft()
-                if queue and not self._has_room(owner):
-                    continue
-                following = queue.popleft() if queue else None
-                if queue:
-                    self._waiting.move_to_end(owner)
-                else:
-                    del self._waiting[owner]
-                if following is not None:
-                    self._take_slot(following)
-                    return following
+            held = self._held.pop(request.owner) - 1
+            if held:
+                self._held[request.owner] = held
+            return self._next_in_turn()
+
+    def _next_in_turn(self) -> _Request | None:
+        """Give a slot to the request whose turn it is, if there is room for it."""
+        if not self._waiting:
+            return None
+        for owner in list(self._waiting):
+            queue = self._waiting[owner]
+            while queue and queue[0].call is None:  # it has ended
+                queue.popleft()
+            if queue and not self._has_room(owner):
+                continue
+            request = queue.popleft() if queue else None
+            if queue:
+                self._waiting.move_to_end(owner)
+            else:
+                del self._waiting[owner]
+            if request is not None:
+                self._take_slot(request)
+                return request
         return None
 
     def _expire(self, request: _Request) -> None:
@@ -179,7 +185,9 @@ class RequestReader:
         call = request.let_go()
         if call is None:
             return
-        if request.started_at is None:  # nobody looked whether it is there
+        received_since = request.started_at
+        if received_since is None or time.monotonic() - received_since < self._timeout_seconds / 2:
+            # It waited for others, most of the time.
             error = RequestError("OVERLOADED", "too many requests are waited for")
         else:
             seconds = f"{self._timeout_seconds:g} s"

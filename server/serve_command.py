@@ -236,6 +236,13 @@ _GARBAGE: Final = 10_000
     help="Most queries of one API key that are not final; 0 for no limit.",
 )
 @click.option(
+    "--min-free-bytes",
+    envvar="PICBACK_MIN_FREE_BYTES",
+    show_envvar=True,
+    default=Config().min_free_bytes,
+    help="Reject uploads and queries while less is free on the data folder's disk; 0: when it is full.",
+)
+@click.option(
     "--tls-cert",
     envvar="PICBACK_TLS_CERT",
     show_envvar=True,
@@ -404,6 +411,7 @@ def _config(options: dict[str, Any]) -> Config:
         max_response_bytes=options["max_response_bytes"],
         limit_calls_per_second=options["limit_calls_per_second"],
         limit_queued_queries=options["limit_queued_queries"],
+        min_free_bytes=options["min_free_bytes"],
         dispatcher=DispatcherSettings(delivery_bytes=options["delivery_bytes"]),
         sealer=read_sealer(options["secrets_key_file"], data=options["data"]),
     )

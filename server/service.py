@@ -12,8 +12,8 @@ from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server import convert
 from server.bulk_queries import BulkQueries
+from server.caller import CALLER
 from server.errors import RequestError
-from server.interceptors import CALLER
 from server.paging import MAX_PAGE_BYTES, fill_page
 from server.validation import Validation
 from storage.api_keys import QUERIES_ALL

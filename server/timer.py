@@ -79,6 +79,10 @@ class Timer:
         pending[timeout] = None
         return timeout
 
+    def count(self, seconds: float) -> int:
+        """Return how many timeouts of this length are neither cancelled nor expired."""
+        return len(self._pending.get(seconds, ()))
+
     def _run(self) -> None:
         while not self._stopping.wait(_TICK_SECONDS):
             for run in (*(timeout.expire for timeout in self._expired()), *self._on_tick):

@@ -104,7 +104,7 @@ class ApiKeys:
             )
             self._add_credentials(connection, id_, token, signing_secret, now)
 
-        self._database.write(operation)
+        self._database.write(operation, uses_reserve=True)
         return Credentials(id=id_, token=token, signing_secret=signing_secret)
 
     def rotate(
@@ -129,7 +129,7 @@ class ApiKeys:
             self._add_credentials(connection, id_, token, signing_secret, now)
             return id_
 
-        id_ = self._database.write(operation)
+        id_ = self._database.write(operation, uses_reserve=True)
         return Credentials(id=id_, token=token, signing_secret=signing_secret)
 
     def revoke(self, name_or_id: str, *, now: int) -> ApiKey:
@@ -144,7 +144,7 @@ class ApiKeys:
             connection.execute("UPDATE api_key SET revoked_at = ? WHERE id = ?", (now, id_))
             return id_
 
-        id_ = self._database.write(operation)
+        id_ = self._database.write(operation, uses_reserve=True)
         return next(key for key in self.all() if key.id == id_)
 
     def all(self) -> list[ApiKey]:
@@ -205,7 +205,8 @@ class ApiKeys:
                 connection.executemany(
                     "UPDATE api_key SET last_used_at = ? WHERE id = ?", rows
                 ).rowcount
-            )
+            ),
+            uses_reserve=True,
         )
 
     def _add_credentials(

@@ -57,7 +57,8 @@ class Breakers:
                     " WHERE id = ? AND state <> 'HELD'",
                     (breaker.state, breaker.probe_at, breaker.openings, breaker.destination),
                 ).rowcount
-            )
+            ),
+            uses_reserve=True,
         )
 
     def close(self, name: str) -> bool:
@@ -105,4 +106,4 @@ class Breakers:
                 (state, name),
             ).rowcount
 
-        return bool(self._database.write(operation))
+        return bool(self._database.write(operation, uses_reserve=True))

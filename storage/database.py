@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from storage import driver, schema, sqlite_toolkit
+from storage.disk_space import DiskSpace
 from storage.errors import (
     FolderInUseError,
     UnusableDatabaseError,
@@ -47,8 +48,23 @@ class Database:
     they write in short transactions of their own.
     """
 
-    def __init__(self, folder: Path, *, _lock: int | None, _max_readers: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        _lock: int | None,
+        _max_readers: int = 1,
+        _min_free_bytes: int = 0,
+        _reserve_bytes: int = 0,
+    ) -> None:
         self.folder = folder
+        #: How much space there is, and what is kept of it in reserve.
+        self.disk_space = DiskSpace(
+            folder,
+            min_free_bytes=_min_free_bytes,
+            reserve_bytes=_reserve_bytes,
+            reusable_bytes=self._reusable_bytes,
+        )
         self._file = folder / "picback.db"
         self._lock = _lock
         self._readers = Readers(self._connect_reader, most=_max_readers)
@@ -56,18 +72,30 @@ class Database:
         self._writer: GroupCommit | None = None
 
     @classmethod
-    def own(cls, folder: Path, *, max_readers: int = MAX_READERS) -> Database:
+    def own(
+        cls,
+        folder: Path,
+        *,
+        max_readers: int = MAX_READERS,
+        min_free_bytes: int = 0,
+        reserve_bytes: int = 0,
+    ) -> Database:
         """Open the database in *folder* as its only server, creating or migrating it.
 
         Args:
             folder: The data folder.
             max_readers: Most connections that read, each of `readers.DESCRIPTORS_EACH`. One is
                 opened here, so that reading never fails for want of descriptors.
+            min_free_bytes: As `DiskSpace` has it.
+            reserve_bytes: As `DiskSpace` has it. The reserve is allocated here if there is space
+                for it, and released if there is none to open the database.
 
         Raises:
             FolderInUseError: Another server has it. Trying again helps when that one stops.
             UnusableDatabaseError: Not a picback database, or of a newer version, or this
                 Python's SQLite is too old to be trusted with it.
+            StorageFullError: There is not enough space, even with the reserve: to migrate a
+                database may take as much as it holds.
             StorageError: The folder cannot be written.
         """
         if driver.sqlite_version_info < _OLDEST_SQLITE:
@@ -76,22 +104,21 @@ class Database:
         with translated():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = _open_lock(folder)
-        database = cls(folder, _lock=lock, _max_readers=max_readers)
+        database = cls(
+            folder,
+            _lock=lock,
+            _max_readers=max_readers,
+            _min_free_bytes=min_free_bytes,
+            _reserve_bytes=reserve_bytes,
+        )
         try:
             with translated():
                 _take(lock, folder)
-                connection = database._connect_writer()
-                try:
-                    database._file.chmod(0o600)  # it holds secrets, whatever the umask is
-                    _migrate(connection)
-                    database._readers.give_back(database._readers.take())
-                except BaseException:
-                    connection.close()
-                    raise
+            database._writer = database.disk_space.use_reserve(database._open_writer)
+            database.disk_space.maintain()
         except BaseException:
-            os.close(lock)
+            database.close()
             raise
-        database._writer = GroupCommit(connection)
         return database
 
     @classmethod
@@ -106,10 +133,7 @@ class Database:
             msg = f"{folder} holds no picback database; picback serve makes one"
             raise UnusableDatabaseError(msg)
         try:
-            with translated():
-                reader = database._readers.take()
-                database._readers.give_back(reader)
-                _check(reader, folder, oldest=schema.version())
+            database.disk_space.use_reserve(database._check_beside)
         except BaseException:
             database.close()
             raise
@@ -144,7 +168,13 @@ class Database:
             finally:
                 self._readers.give_back(reader)
 
-    def write(self, operation: Callable[[Connection], T], *, size_bytes: int = 0) -> T:
+    def write(
+        self,
+        operation: Callable[[Connection], T],
+        *,
+        size_bytes: int = 0,
+        uses_reserve: bool = False,
+    ) -> T:
         """Run *operation* in a transaction; return its result when that is on disk.
 
         The operation may raise: its own changes are then undone, nobody else's. It may run
@@ -156,15 +186,21 @@ class Database:
                 raised. Its statements with RETURNING must be fetched to the end, or SQLite
                 does not commit them.
             size_bytes: About how many bytes it writes, to bound what shares a commit.
+            uses_reserve: Whether it must succeed on a full disk, by the space of the reserve. For
+                what deletes, ends work, or gives an operator control; never for what a caller
+                can repeat to store more.
 
         Raises:
             StorageFullError: Nothing was written; trying again helps when there is space.
             StorageBusyError: Nothing was written; trying again helps.
             StorageError: Nothing was written.
         """
-        if self._writer is None:
-            return self._write_directly(operation)
-        return self._writer.write(operation, size_bytes=size_bytes)
+        run = operation if uses_reserve else self._leaving_reserve(operation)
+        if self._writer is not None:
+            return self._writer.write(run, size_bytes=size_bytes, uses_reserve=uses_reserve)
+        if uses_reserve:
+            return self.disk_space.use_reserve(lambda: self._write_directly(run))
+        return self._write_directly(run)
 
     def truncate_log(self) -> bool:
         """Copy the write-ahead log into the file and empty it, with the old pages that it holds.
@@ -194,6 +230,40 @@ class Database:
                 if self._lock is not None:
                     os.close(self._lock)
                     self._lock = None
+
+    def _leaving_reserve(self, operation: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        """Return *operation*, rejected if it would use up what the reserve gave by then."""
+
+        def run(connection: Connection) -> T:
+            self.disk_space.require()
+            return operation(connection)
+
+        return run
+
+    def _reusable_bytes(self) -> int:
+        """Return how many bytes of the file new rows can use without making it longer."""
+        (pages,), (page_size,) = (
+            self.read(f"PRAGMA {name}")[0] for name in ("freelist_count", "page_size")
+        )
+        return int(pages) * int(page_size)
+
+    def _open_writer(self) -> GroupCommit:
+        with translated():
+            connection = self._connect_writer()
+            try:
+                self._file.chmod(0o600)  # it holds secrets, whatever the umask is
+                _migrate(connection)
+                self._readers.give_back(self._readers.take())
+            except BaseException:
+                connection.close()
+                raise
+        return GroupCommit(connection, with_reserve=self.disk_space.released)
+
+    def _check_beside(self) -> None:
+        with translated():
+            reader = self._readers.take()
+            self._readers.give_back(reader)
+            _check(reader, self.folder, oldest=schema.version())
 
     def _write_directly(self, operation: Callable[[Connection], T]) -> T:
         connection = self._connect_writer()

@@ -35,7 +35,6 @@ complete_statement = apsw.complete
 # The primary result codes that callers tell apart.
 BUSY: Final = apsw.SQLITE_BUSY
 CANTOPEN: Final = apsw.SQLITE_CANTOPEN
-FULL: Final = apsw.SQLITE_FULL
 LOCKED: Final = apsw.SQLITE_LOCKED
 NOMEM: Final = apsw.SQLITE_NOMEM
 NOTADB: Final = apsw.SQLITE_NOTADB
@@ -44,6 +43,12 @@ NOTADB: Final = apsw.SQLITE_NOTADB
 def result_code(error: apsw.Error) -> int:
     """Return SQLite's primary result code; 0 for an error of APSW's own, such as a closed connection."""
     return getattr(error, "result", 0)
+
+
+def is_full(error: apsw.Error) -> bool:
+    """Return whether the disk had no space, be it for the shared memory of the write-ahead log."""
+    is_shm = getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
+    return is_shm or result_code(error) == apsw.SQLITE_FULL
 
 
 #: Prepared statements kept by each connection; a server prepares fewer than that.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -80,6 +81,8 @@ _PASSING: Final = frozenset(
         driver.NOMEM,
     }
 )
+#: What the file system says when nothing more can be written.
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def translated() -> Iterator[None]:
         yield
     except driver.Error as error:
         code = driver.result_code(error)
-        if code == driver.FULL:
+        if driver.is_full(error):
             raise StorageFullError(str(error)) from error
         if code in _PASSING:
             raise StorageBusyError(str(error)) from error
@@ -98,4 +101,4 @@ def translated() -> Iterator[None]:
         raise StorageError(str(error)) from error
     except OSError as error:
         msg = f"cannot use {error.filename}: {error.strerror}"
-        raise StorageError(msg) from error
+        raise (StorageFullError if error.errno in _NO_SPACE else StorageError)(msg) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from storage.thread_pool import StartedPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from storage.database import Connection
 
@@ -46,6 +47,8 @@ class _Operation:
 
     run: Callable[[Connection], Any]
     size_bytes: int
+    #: Whether the reserve is still to be released for it, should the disk be full.
+    uses_reserve: bool
     #: Released when its thread may go on: the operation has ended, or is to be written by it.
     turn: threading.Lock = field(default_factory=_taken)
     has_ended: bool = False
@@ -59,10 +62,19 @@ class _Operation:
 
 
 class GroupCommit:
-    """Writes through *connection*, which nobody else uses. Safe to use from any thread."""
+    """Writes through *connection*, which nobody else uses. Safe to use from any thread.
 
-    def __init__(self, connection: Connection) -> None:
+    *with_reserve* makes some space on a full disk for a block, for operations that may use it.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        with_reserve: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._connection = connection
+        self._with_reserve = with_reserve
         self._committer = StartedPool(1, name="commit")
         self._committer.start()
         self._gate = threading.Lock()
@@ -70,25 +82,32 @@ class GroupCommit:
         self._somebody_writes = False
         self._closed = False
 
-    def write(self, run: Callable[[Connection], T], *, size_bytes: int = 0) -> T:
+    def write(
+        self,
+        run: Callable[[Connection], T],
+        *,
+        size_bytes: int = 0,
+        uses_reserve: bool = False,
+    ) -> T:
         """Run a function in a transaction; return its result when that is on disk.
 
         Args:
             run: As `Database.write` has it.
             size_bytes: About how many bytes it writes, to bound what shares a transaction.
+            uses_reserve: Whether to release the reserve and run it again if the disk is full.
 
         Raises:
             Exception: What it raised; its changes are undone, and nobody else's.
             StorageBusyError: It is closed.
             StorageError: Nothing was written.
         """
-        result: T = self._settle(_Operation(run, size_bytes))
+        result: T = self._settle(_Operation(run, size_bytes, uses_reserve))
         return result
 
     def finish(self) -> None:
         """Return when all that was asked for is done; all else is refused from now on."""
         with suppress(StorageError):  # the disk is gone, or it has finished before
-            self._settle(_Operation(lambda _: None, 0), is_last=True)
+            self._settle(_Operation(lambda _: None, 0, uses_reserve=False), is_last=True)
 
     def close(self) -> None:
         """Close the connection; `finish` comes first."""
@@ -137,26 +156,46 @@ class GroupCommit:
     def _run(self, batch: list[_Operation]) -> None:
         """Run *batch* in one transaction and end every operation, whatever happens."""
         try:
+            results = self._transact(batch)
+        except StorageFullError as error:
+            if len(batch) > 1:
+                # SQLite undid them all, perhaps over one large image: each by itself, then. Those
+                # that may release the reserve come last, so that no other one finds its space.
+                for operation in sorted(batch, key=lambda operation: operation.uses_reserve):
+                    self._run([operation])
+                return
+            results = [_Refused(error)]
+        except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
+            results = [_Refused(error)] * len(batch)
+        for operation, result in zip(batch, results, strict=True):
+            if not isinstance(result, _Refused):
+                operation.end(result)
+            elif operation.uses_reserve and isinstance(result.error, StorageFullError):
+                self._run_with_reserve(operation)
+            else:
+                operation.end(error=result.error)
+
+    def _run_with_reserve(self, operation: _Operation) -> None:
+        """Run an operation for which the disk was full once more."""
+        operation.uses_reserve = False
+        try:
+            with self._with_reserve():
+                self._run([operation])
+        except StorageError as error:  # from releasing it
+            operation.end(error=error)
+
+    def _transact(self, batch: list[_Operation]) -> list[Any]:
+        """Return what each operation of *batch* returned, or a `_Refused`, when that is on disk."""
+        try:
             with translated():
                 results = _run_all(self._connection, batch)
                 self._commit(len(batch))
-        except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
+        except BaseException:
             if self._connection.in_transaction:
                 with suppress(driver.Error):  # a failing disk; the next batch tries again
                     self._connection.execute("ROLLBACK")
-            if isinstance(error, StorageFullError) and len(batch) > 1:
-                # SQLite undid them all, perhaps over one large image: each by itself, then.
-                for operation in batch:
-                    self._run([operation])
-                return
-            for operation in batch:
-                operation.end(error=error)
-            return
-        for operation, result in zip(batch, results, strict=True):
-            if isinstance(result, _Refused):
-                operation.end(error=result.error)
-            else:
-                operation.end(result)
+            raise
+        return results
 
     def _commit(self, operations: int) -> None:
         if operations < _MANY_OPERATIONS:
@@ -169,7 +208,7 @@ class GroupCommit:
 class _Refused:
     """An operation undid itself; its neighbours are none the worse."""
 
-    error: Exception
+    error: BaseException
 
 
 def _run_all(connection: Connection, batch: list[_Operation]) -> list[Any]:

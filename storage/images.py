@@ -166,7 +166,9 @@ class Images:
 
         Raises:
             RequestIdReusedError: Nothing was changed.
+            StorageFullError: There is too little free space; nothing was changed.
         """
+        self._database.disk_space.require_for_new_data()
         new_image_id = new_id("img", now=now)
 
         def operation(connection: Connection) -> tuple[str, bool]:
@@ -312,7 +314,7 @@ class Images:
             requests.forget(connection, image_id)
             tags.announce(connection, seq)
 
-        self._database.write(operation)
+        self._database.write(operation, uses_reserve=True)
         self.changes.publish(image_id)
 
     def lease_for_tagging(self, *, limit: int, now: int) -> list[TaggingLease]:
@@ -364,7 +366,7 @@ class Images:
             for lease, outcome in outcomes:
                 _settle(connection, lease, outcome)
 
-        self._database.write(operation)
+        self._database.write(operation, uses_reserve=True)
         for lease, _ in outcomes:
             self.changes.publish(lease.id)
 
@@ -394,7 +396,7 @@ class Images:
             ).fetchall()
             return [id_ for (id_,) in failed]
 
-        return self._database.write(operation)
+        return self._database.write(operation, uses_reserve=True)
 
     def _images(self, sql: str, parameters: tuple[object, ...]) -> list[Image]:
         rows = self._database.read(sql, parameters)

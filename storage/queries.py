@@ -111,7 +111,9 @@ class Queries:
 
         Raises:
             RequestIdReusedError: Nothing was stored.
+            StorageFullError: There is too little free space; nothing was stored.
         """
+        self._database.disk_space.require_for_new_data()
         id_ = new_id("qry", now=now)
 
         def operation(connection: Connection) -> tuple[str, int, int]:
@@ -191,7 +193,7 @@ class Queries:
             connection.execute(f"UPDATE query SET {CANCEL} WHERE seq = ?2", (now, seq))
             return None if state == "CANCELLED" else owner
 
-        owner = self._database.write(operation)
+        owner = self._database.write(operation, uses_reserve=True)
         if owner is not None:
             self.queued.add(owner, -1)
         self.changes.publish(query_id)
@@ -316,7 +318,7 @@ class Queries:
                 _insert_attempt(connection, lease.seq, attempt)
             return held
 
-        held = self._database.write(operation)
+        held = self._database.write(operation, uses_reserve=True)
         if held and isinstance(outcome, Delivered | GivenUp | Unmatched):
             self.queued.add(lease.key_id, -1)
         self.changes.publish(lease.id)
@@ -358,7 +360,7 @@ class Queries:
             )
             return len(rows), ended
 
-        voided, ended = self._database.write(operation)
+        voided, ended = self._database.write(operation, uses_reserve=True)
         for (key_id,) in ended:
             self.queued.add(key_id, -1)
         return voided

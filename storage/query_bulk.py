@@ -64,7 +64,7 @@ class QueryBulk:
 
     def cancel(self, seqs: Sequence[int], where: QueryFilter, *, now: int) -> list[Changed]:
         """Stop those queries that still satisfy *where*, whose states are not final."""
-        changed = self._change(seqs, where, CANCEL, "1", now)
+        changed = self._change(seqs, where, CANCEL, "1", now, uses_reserve=True)
         self._note(changed, -1)
         return changed
 
@@ -78,7 +78,14 @@ class QueryBulk:
         return changed
 
     def _change(
-        self, seqs: Sequence[int], where: QueryFilter, change: str, condition: str, now: int
+        self,
+        seqs: Sequence[int],
+        where: QueryFilter,
+        change: str,
+        condition: str,
+        now: int,
+        *,
+        uses_reserve: bool = False,
     ) -> list[Changed]:
         conditions, values = still_matching(where)
 
@@ -96,4 +103,4 @@ class QueryBulk:
 
         if not seqs:
             return []
-        return self._database.write(operation)
+        return self._database.write(operation, uses_reserve=uses_reserve)

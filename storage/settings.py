@@ -37,4 +37,4 @@ def get_or_create(database: Database, name: str, make: Callable[[], bytes]) -> b
         rows = connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchall()
         return bytes(rows[0][0])
 
-    return database.write(operation)
+    return database.write(operation, uses_reserve=True)  # a start needs them

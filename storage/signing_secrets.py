@@ -80,7 +80,7 @@ class SigningSecrets:
         Raises:
             SealError: A secret cannot be decrypted; nothing was changed.
         """
-        changed = self._database.write(self._seal_all)
+        changed = self._database.write(self._seal_all, uses_reserve=True)
         if self._sealer.current is None:
             return Sealing(changed=0, wiped=True)
         # Each time: a process that was killed here has left the log as it was.

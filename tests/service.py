@@ -78,6 +78,7 @@ def running(folder: Path, **options: Any) -> Iterator[Service]:
     options.setdefault("listen", "127.0.0.1:0")
     options.setdefault("tagger", "none")
     options.setdefault("dispatcher", DispatcherSettings(delivery_threads=8))
+    options.setdefault("reserve_bytes", 0)  # data folders of tests are many, and kept
     app = App(Config(data=folder, **options))
     app.start()
     service = None

@@ -63,11 +63,11 @@ class SmallDisk:
         namespaces = ["--user", "--mount", "--preserve-credentials"]
         return ["nsenter", *namespaces, "--target", str(self._holder.pid), "--", *command]
 
-    def fill(self) -> None:
-        """Take up all the space that is left, to the last byte."""
+    def fill(self, *, leaving: int = 0) -> None:
+        """Take up all the space that is left, to the last byte or but for *leaving* bytes."""
         ballast = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            while True:
+            while leaving == 0 or self._free_bytes() > leaving:
                 os.write(ballast, bytes(65_536))
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -78,6 +78,10 @@ class SmallDisk:
     def make_room(self) -> None:
         """Give back what `fill` took."""
         self._ballast.unlink()
+
+    def _free_bytes(self) -> int:
+        found = os.statvfs(self.folder)
+        return found.f_bavail * found.f_frsize
 
     @property
     def _ballast(self) -> Path:

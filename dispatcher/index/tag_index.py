@@ -162,13 +162,24 @@ class TagIndex:
                 rows = rows[:0]
         images = np.unique(rows[:, 0])
         if self._merged is None and len(images) < self._merge_at:
-            for seq, group in groupby(rows.tolist(), key=itemgetter(0)):
-                self._recent.put(seq, [(tag, confidence) for _, tag, confidence in group])
+            self._keep_in_memory(rows)
             return watermark
-        segment = self._write(Changes(images, rows))
+        try:
+            segment = self._write(Changes(images, rows))
+        except StorageFullError as error:  # searches work without it, only slower
+            logger.warning("index.not_written", extra={"error": str(error)})
+            self._keep_in_memory(rows)
+            return watermark
         self._adopt(segment)
-        self._tags.set_index(segment.name, watermark)
+        try:
+            self._tags.set_index(segment.name, watermark)
+        except StorageFullError as error:  # the next start makes it again
+            logger.warning("index.not_recorded", extra={"error": str(error)})
         return watermark
+
+    def _keep_in_memory(self, rows: NDArray[np.int64]) -> None:
+        for seq, group in groupby(rows.tolist(), key=itemgetter(0)):
+            self._recent.put(seq, [(tag, confidence) for _, tag, confidence in group])
 
     def _write(self, changes: Changes) -> Segment:
         folder = self._folder / f"{_FORMAT}-{secrets.token_hex(8)}"

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 def config_of(folder: Path, **options: Any) -> Config:
     """Return a configuration for loopback, without a tagger."""
-    return Config(**{"listen": "127.0.0.1:0", "tagger": "none", "data": folder, **options})
+    defaults = {"listen": "127.0.0.1:0", "tagger": "none", "data": folder, "reserve_bytes": 0}
+    return Config(**{**defaults, **options})
 
 
 @contextmanager

@@ -298,7 +298,7 @@ def test_a_full_disk_is_not_asked_again_by_a_caller_who_retries_by_status(
         raise error
 
     monkeypatch.setattr(service.app._images, "page", fail)
-    monkeypatch.setattr("server.interceptors.RETRY_AFTER_MS", {"STORAGE_UNAVAILABLE": 1})
+    monkeypatch.setattr("server.refusals.RETRY_AFTER_MS", {"STORAGE_UNAVAILABLE": 1})
     policy = """{"methodConfig": [{"name": [{}], "retryPolicy": {
         "maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s",
         "backoffMultiplier": 1,
@@ -327,7 +327,7 @@ def test_a_call_that_may_work_later_is_retried_by_grpc_itself(
         return outcome
 
     monkeypatch.setattr(service.app._images, "page", page)
-    monkeypatch.setattr("server.interceptors.RETRY_AFTER_MS", {"STORAGE_UNAVAILABLE": 10})
+    monkeypatch.setattr("server.refusals.RETRY_AFTER_MS", {"STORAGE_UNAVAILABLE": 10})
     options = [("grpc.service_config", policy), ("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(service.address, options=options) as channel:
         call: Any = channel.unary_unary(f"/{SERVICE}/ListImages")

@@ -7,6 +7,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -239,3 +240,13 @@ def test_the_http_client_is_heard_for_warnings_only(root_logger: logging.Logger)
 
     assert logging.DEBUG == root_logger.level
     assert logging.WARNING == logging.getLogger("httpx").getEffectiveLevel()
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_a_line_is_short_whatever_a_caller_wrote(*, json_lines: bool) -> None:
+    formatter = logs._Formatter(json_lines=json_lines)
+    facts = {"text": "x" * 100_000, "path": Path("y" * 100_000)}
+
+    line = formatter.line(0.0, "INFO", "e" * 100_000, facts)
+
+    assert 3_500 > len(line)

@@ -13,8 +13,8 @@ import pytest
 from analysis.lemmas import Lemmatizer
 from dispatcher import Dispatcher, DispatcherSettings, UrlGuard, new_secret
 from picback.v1 import image_pb2, image_service_pb2, query_pb2
+from server.caller import CALLER, Caller
 from server.errors import RequestError, as_request_error
-from server.interceptors import CALLER, Caller
 from server.key_limits import KeyLimits
 from server.paging import Paging
 from server.response_budget import ResponseBudget

@@ -269,6 +269,7 @@ class Queue(RuleBasedStateMachine):
         self.database.close()
         self.database = Database.own(folder)
         self.store = Store(self.database)
+        self.store.queries.count_queued()
         voided = self.store.queries.void_leases(max_attempts=CAP, now=self.clock())
 
         assert self.model.died(now=self.clock()) == voided
@@ -326,6 +327,11 @@ class Queue(RuleBasedStateMachine):
         assert self.model.queries == {} or waiting == {
             each.breaker.destination: each.waiting for each in found
         }
+
+    @invariant()
+    def a_keys_queued_queries_are_counted(self) -> None:
+        queued = sum(query.state not in FINAL for query in self.model.queries.values())
+        assert queued == self.store.queries.queued.count(self.store.key())
 
     @invariant()
     def no_cycle_has_more_attempts_than_the_cap(self) -> None:

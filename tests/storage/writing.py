@@ -62,14 +62,20 @@ def queue_of(database: Database) -> _Queue:
         return writer._waiting
 
 
-def ask(database: Database, operation: Callable[[Connection], Any], size: int = 0) -> Future[Any]:
+def ask(
+    database: Database,
+    operation: Callable[[Connection], Any],
+    size: int = 0,
+    *,
+    uses_reserve: bool = False,
+) -> Future[Any]:
     """Have a thread ask for an operation; return when it waits for its turn."""
     queue = queue_of(database)
     done: Future[Any] = Future()
 
     def write() -> None:
         try:
-            done.set_result(database.write(operation, size_bytes=size))
+            done.set_result(database.write(operation, size_bytes=size, uses_reserve=uses_reserve))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the test is told
             done.set_exception(error)
 
