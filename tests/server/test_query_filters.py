@@ -242,7 +242,8 @@ def test_a_call_that_ends_for_lack_of_time_is_continued_with_its_token(
         assert "PAGE_TOKEN_INVALID" == other.reason
         responses.append(owner.call("CancelQueries", page_token=token, **fields))
 
-    assert [2, 2, 1] == [each.matched_count for each in responses]
+    assert len(responses) > 1
+    assert 5 == sum(each.matched_count for each in responses)
     assert (0 if validate_only else 5) == sum(each.cancelled_count for each in responses)
     monkeypatch.undo()
     assert (set() if validate_only else set(ids)) == owner.listed(state=CANCELLED)
