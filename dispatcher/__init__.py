@@ -7,12 +7,15 @@ package imports `storage` and `analysis`, speaks HTTP, and knows nothing of gRPC
 from dispatcher.callback_url import parse_destination
 from dispatcher.deliverer import HttpDeliverer
 from dispatcher.dispatcher import Dispatcher
+from dispatcher.proxy_tunnel import parse_proxy
+from dispatcher.receiver_tls import CertificateFileError, receiver_context
 from dispatcher.settings import DispatcherSettings
 from dispatcher.signature import SignatureError, decode_secret, new_secret, verify
 from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError, UrlGuard
 
 __all__ = [
     "CallbackUrlError",
+    "CertificateFileError",
     "Dispatcher",
     "DispatcherSettings",
     "ForbiddenCallbackError",
@@ -22,5 +25,7 @@ __all__ = [
     "decode_secret",
     "new_secret",
     "parse_destination",
+    "parse_proxy",
+    "receiver_context",
     "verify",
 ]
