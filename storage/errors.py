@@ -17,7 +17,7 @@ class StorageError(Exception):
 
 
 class StorageFullError(StorageError):
-    """The disk is full; nothing was stored. Try again when there is space."""
+    """The disk is full, or nearly; nothing was stored. Try again when there is more space."""
 
 
 class StorageBusyError(StorageError):

@@ -159,9 +159,9 @@ class GroupCommit:
             results = self._transact(batch)
         except StorageFullError as error:
             if len(batch) > 1:
-                # SQLite undid them all, perhaps over one large image: each by itself, then. Those
-                # that may release the reserve come last, so that no other one finds its space.
-                for operation in sorted(batch, key=lambda operation: operation.uses_reserve):
+                # SQLite undid them all, perhaps over one large image: each by itself, then. One
+                # that releases the reserve leaves no space to those that may not use it.
+                for operation in batch:
                     self._run([operation])
                 return
             results = [_Refused(error)]

@@ -117,6 +117,21 @@ def test_an_image_can_be_deleted_and_what_is_released_is_not_for_new_data(
     assert 1 == len(logged(tmp_path, "storage.reserve_allocated"))
 
 
+def test_images_can_be_deleted_while_another_program_takes_each_byte_that_becomes_free(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    with serving(disk, tmp_path) as server:
+        ids = [server.upload(picture(seed, size=(100, 100))) for seed in range(20)]
+        for image_id in ids:
+            disk.fill()
+            server.call("DeleteImage", pb.DeleteImageRequest(image_id=image_id))
+        images = server.call("ListImages", pb.ListImagesRequest()).images
+        server.stop(signal.SIGKILL)
+    assert_sound(disk, tmp_path)
+
+    assert [] == list(images)
+
+
 def test_what_is_in_flight_is_settled_and_nothing_new_is_sent(
     disk: SmallDisk, tmp_path: Path
 ) -> None:
@@ -234,13 +249,13 @@ def test_new_data_is_rejected_below_min_free_bytes_and_all_else_goes_on(
         reserve = reserve_size(disk)
         disk.make_room()
         wait_until(lambda: bool(logged(tmp_path, "storage.space_recovered")))
-        assert_query = server.end_of(server.submit(receiver.url))
+        delivered = server.end_of(server.submit(receiver.url))
         server.stop()
 
     assert [STORAGE_FULL] * 2 == [(refusal.code, refusal.reason) for refusal in refusals]
     assert {"cat", "dog"} == {tag.name for tag in updated.tags}
     assert RESERVE_BYTES == reserve
-    assert query_pb2.QUERY_STATE_DELIVERED == assert_query.state
+    assert query_pb2.QUERY_STATE_DELIVERED == delivered.state
     assert 1 == len(logged(tmp_path, "storage.space_low"))
     assert 1 == len(logged(tmp_path, "storage.space_recovered"))
 

@@ -218,7 +218,33 @@ def test_a_full_disk_keeps_nobody_from_finding(
     assert [(22, 22)] == found(store, index, "dog", limit=1)
 
 
-def test_a_first_index_that_does_not_fit_is_a_clear_error(
+@pytest.mark.parametrize("what", ["the files", "their name in the database"])
+def test_a_first_index_that_does_not_fit_on_the_disk_is_searched_all_the_same(
+    what: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def reject(*_: object) -> None:
+        raise StorageFullError
+
+    fill(store, 12)
+    expected = found(store, TagIndex(store.tags), "dog", "cat")
+    with monkeypatch.context() as full:
+        if what == "the files":
+            full.setattr(tag_index, "write_segment", no_space)
+        else:
+            full.setattr(type(store.tags), "set_index", reject)
+        index = TagIndex(store.tags, merge_at=10)
+        index.refresh()
+
+    assert expected == found(store, index, "dog", "cat")
+    index.merge()
+    assert expected == found(store, index, "dog", "cat")
+    assert 1 == len(segments(store))
+
+
+def test_a_large_first_index_that_does_not_fit_is_a_clear_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(*_: object) -> None:
@@ -226,6 +252,7 @@ def test_a_first_index_that_does_not_fit_is_a_clear_error(
 
     fill(store, 12)
     monkeypatch.setattr(tag_index, "write_segment", no_space)
+    monkeypatch.setattr(tag_index, "_ROWS_AT_ONCE", 5)
     with pytest.raises(StorageFullError, match="index of tags cannot be written: No space left"):
         TagIndex(store.tags, merge_at=10).refresh()
 
