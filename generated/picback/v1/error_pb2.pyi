@@ -53,7 +53,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the callback's host is not one that this server may call."""
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 11
     """INVALID_ARGUMENT: the page token is not one that this method gave for the
-    same filter; of ListQueries: to the same key.
+    same filter; of methods of queries: to the same key.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 12
     """INVALID_ARGUMENT: this request_id was used before, for another request."""
@@ -168,7 +168,7 @@ ERROR_REASON_CALLBACK_FORBIDDEN: ErrorReason.ValueType  # 10
 """INVALID_ARGUMENT: the callback's host is not one that this server may call."""
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 11
 """INVALID_ARGUMENT: the page token is not one that this method gave for the
-same filter; of ListQueries: to the same key.
+same filter; of methods of queries: to the same key.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 12
 """INVALID_ARGUMENT: this request_id was used before, for another request."""
