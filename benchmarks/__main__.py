@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from benchmarks import (
+    bulk,
     deliveries,
     destinations,
     document,
@@ -51,6 +52,7 @@ ROWS: Final = (
     Row(name="end-to-end", measure=end_to_end.measure),
     Row(name="latency", measure=latency.measure),
     Row(name="memory", measure=memory.measure),
+    Row(name="bulk", measure=bulk.measure),
 )
 _HERE: Final = Path(__file__).parent
 _DOCUMENT: Final = _HERE.parent / "docs" / "performance.md"

@@ -50,8 +50,8 @@ _RETRIES: Final = {
 #: RESOURCE_EXHAUSTED comes with the server's own waiting time when it is overloaded. When the
 #: server's disk is full it comes without one, and these few attempts in two seconds are vain at
 #: worst: nothing was stored.
-#: RedeliverQuery has no request_id: after CANCELLED it may have happened already. WatchQuery
-#: is not retried here, because `Client.watch` does that with more patience.
+#: RedeliverQuery and RedeliverQueries have no request_id: after CANCELLED it may have happened
+#: already. WatchQuery is not retried here, because `Client.watch` does that with more patience.
 _SERVICE_CONFIG: Final = {
     "methodConfig": [
         {
@@ -62,7 +62,10 @@ _SERVICE_CONFIG: Final = {
             },
         },
         {
-            "name": [{"service": _SERVICE, "method": "RedeliverQuery"}],
+            "name": [
+                {"service": _SERVICE, "method": "RedeliverQuery"},
+                {"service": _SERVICE, "method": "RedeliverQueries"},
+            ],
             "retryPolicy": {**_RETRIES, "retryableStatusCodes": ["UNAVAILABLE"]},
         },
         {"name": [{"service": _SERVICE, "method": "WatchQuery"}]},

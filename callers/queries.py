@@ -9,10 +9,12 @@ import click
 from google.protobuf import duration_pb2
 
 from callers import wording
+from callers.change_queries import cancel_queries, redeliver_queries
 from callers.client import items
-from callers.errors import EXIT_FAILED, for_each
+from callers.errors import EXIT_FAILED
 from callers.options import caller_command, limit_option
 from callers.param_types import SpanType
+from callers.query_filters import filter_options
 from callers.tables import one_line, print_facts, print_json, print_table, to_dict
 from picback.v1 import image_service_pb2, query_pb2
 
@@ -25,12 +27,6 @@ if TYPE_CHECKING:
 _ON_UNMATCHED: Final = {
     "deliver": query_pb2.ON_UNMATCHED_DELIVER,
     "end": query_pb2.ON_UNMATCHED_END,
-}
-#: States by the names that --state takes.
-_STATES: Final = {
-    name.removeprefix("QUERY_STATE_").lower(): number
-    for name, number in query_pb2.QueryState.items()
-    if number != query_pb2.QUERY_STATE_UNSPECIFIED
 }
 
 
@@ -144,19 +140,12 @@ def queries() -> None:
 
 
 @queries.command("list")
-@click.option(
-    "--state",
-    type=click.Choice(list(_STATES), case_sensitive=False),
-    envvar="PICBACK_QUERIES_LIST_STATE",
-    show_envvar=True,
-    help="Only queries in this state.",
-)
 @limit_option("PICBACK_QUERIES_LIST_LIMIT")
 @caller_command
-def list_queries(caller: Caller, state: str | None, limit: int) -> None:
+@filter_options("PICBACK_QUERIES_LIST")
+def list_queries(caller: Caller, where: image_service_pb2.QueryFilter, limit: int) -> None:
     """List queries, newest first."""
-    number = _STATES[state] if state else query_pb2.QUERY_STATE_UNSPECIFIED
-    found = _listed(caller, number, limit=limit)
+    found = _listed(caller, where, limit=limit)
     if caller.as_json:
         for each in found:
             print_json(to_dict(each))
@@ -185,83 +174,18 @@ def watch_query(caller: Caller, query_id: str) -> None:
     _watch(caller, query_id)
 
 
-@queries.command("redeliver")
-@click.argument("query_ids", metavar="QUERY_ID...", nargs=-1)
-@click.option(
-    "--state",
-    type=click.Choice(["delivered", "failed", "cancelled", "unmatched"], case_sensitive=False),
-    envvar="PICBACK_QUERIES_REDELIVER_STATE",
-    show_envvar=True,
-    help="Instead of ids: all queries in this state.",
-)
-@click.option(
-    "--to",
-    "prefix",
-    metavar="URL",
-    envvar="PICBACK_QUERIES_REDELIVER_TO",
-    show_envvar=True,
-    help="Of these only the ones whose callback URL begins so.",
-)
-@click.option(
-    "--dry-run",
-    envvar="PICBACK_QUERIES_REDELIVER_DRY_RUN",
-    show_envvar=True,
-    is_flag=True,
-    help="Only show which ones it would be.",
-)
-@caller_command
-def redeliver_queries(
-    caller: Caller,
-    query_ids: tuple[str, ...],
-    state: str | None,
-    prefix: str | None,
-    *,
-    dry_run: bool,
-) -> None:
-    """Send the callback of finished queries again: of these ids, or of all in a state."""
-    if bool(query_ids) == bool(state) or (prefix and not state):
-        msg = "give ids of queries, or --state with or without --to"
-        raise click.UsageError(msg)
-
-    def redeliver(query_id: str) -> None:
-        request = image_service_pb2.RedeliverQueryRequest(query_id=query_id)
-        answer = caller.client.call(caller.client.stub.RedeliverQuery, request)
-        _print_state(caller, answer.query)
-
-    def show(query_id: str) -> None:
-        request = image_service_pb2.GetQueryRequest(query_id=query_id)
-        _print_state(caller, caller.client.call(caller.client.stub.GetQuery, request).query)
-
-    # All ids first: what is redelivered changes its state, and with that the list.
-    wanted = query_ids or [
-        each.id
-        for each in _listed(caller, _STATES[str(state)], limit=0)
-        if each.callback_url.startswith(prefix or "")
-    ]
-    for_each(wanted, show if dry_run else redeliver)
-
-
-@queries.command("cancel")
-@click.argument("query_ids", metavar="QUERY_ID...", nargs=-1, required=True)
-@caller_command
-def cancel_queries(caller: Caller, query_ids: tuple[str, ...]) -> None:
-    """Stop queries that are not finished."""
-
-    def cancel(query_id: str) -> None:
-        request = image_service_pb2.CancelQueryRequest(query_id=query_id)
-        answer = caller.client.call(caller.client.stub.CancelQuery, request)
-        _print_state(caller, answer.query)
-
-    for_each(query_ids, cancel)
+queries.add_command(redeliver_queries)
+queries.add_command(cancel_queries)
 
 
 def _listed(
-    caller: Caller, state: query_pb2.QueryState.ValueType, *, limit: int
+    caller: Caller, where: image_service_pb2.QueryFilter, *, limit: int
 ) -> Iterator[query_pb2.Query]:
+    conditions = {field.name: value for field, value in where.ListFields()}
     return items(
         lambda size, token: caller.client.call(
             caller.client.stub.ListQueries,
-            image_service_pb2.ListQueriesRequest(page_size=size, page_token=token, state=state),
+            image_service_pb2.ListQueriesRequest(page_size=size, page_token=token, **conditions),
         ),
         lambda page: page.queries,
         limit=limit,
@@ -279,13 +203,6 @@ def _watch(caller: Caller, query_id: str) -> None:
             click.echo(f"{each.id}  {one_line(wording.news(each))}")
     if not delivered:
         raise click.exceptions.Exit(EXIT_FAILED)
-
-
-def _print_state(caller: Caller, each: query_pb2.Query) -> None:
-    if caller.as_json:
-        print_json(to_dict(each))
-    else:
-        click.echo(f"{each.id}  {wording.query_state(each)}")
 
 
 def _print_rows(found: Sequence[query_pb2.Query]) -> None:

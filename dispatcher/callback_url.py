@@ -107,6 +107,19 @@ def parse_authority(text: str) -> tuple[str, int | None]:
     return canonical, None if port is None else int(port)
 
 
+def parse_destination(text: str) -> str:
+    """Return the canonical name of a destination: its scheme, host and port.
+
+    Raises:
+        CallbackUrlError: It is not plainly ``http(s)://host[:port]``.
+    """
+    target = parse_url(text)
+    if target.target != "/":
+        msg = "a destination is SCHEME://HOST:PORT, without a path"
+        raise CallbackUrlError(msg)
+    return target.destination
+
+
 _PRINTABLE_ASCII = re.compile(r"[!-~]+")
 # RFC 3986: pchar, "/" and "?". No fragment: it is never sent, so it can only mislead.
 _TARGET = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")

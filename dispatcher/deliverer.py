@@ -19,6 +19,8 @@ import httpx
 from dispatcher.deadline import Deadline
 from dispatcher.dialer import Dialer, NameLookupError
 from dispatcher.happy_eyeballs import begin_tcp
+from dispatcher.proxy_tunnel import ProxyTunnel, ReceiverUnreachableError
+from dispatcher.receiver_tls import receiver_context
 from dispatcher.resolver import BoundedResolver, system_resolver
 from dispatcher.retry_after import parse_retry_after
 from dispatcher.transport import GuardedTransport
@@ -26,7 +28,6 @@ from dispatcher.url_guard import CallbackUrlError, ForbiddenCallbackError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from dispatcher.happy_eyeballs import Begin
     from dispatcher.url_guard import Resolver, UrlGuard
@@ -125,8 +126,9 @@ class HttpDeliverer:
         user_agent: The header of that name.
         resolver: Looks names up; may hang.
         begin: As `happy_eyeballs.begin_tcp`.
-        ssl_context: Verifies receivers. None: the certificate authorities of ``certifi``.
-        ca_file: Certificates (PEM) to trust as well, say of a company's own authority.
+        ssl_context: Verifies receivers. None: as `receiver_context` makes it without files.
+        proxy: Host and port of an HTTP proxy through which receivers are reached by CONNECT; None:
+            directly.
         max_idle_connections: Connections kept open while idle, over all receivers.
         keep_idle: Seconds for which one is kept.
         clock: Wall clock in seconds, for Retry-After dates.
@@ -142,15 +144,13 @@ class HttpDeliverer:
         resolver: Resolver = system_resolver,
         begin: Begin = begin_tcp,
         ssl_context: ssl.SSLContext | None = None,
-        ca_file: Path | None = None,
+        proxy: tuple[str, int] | None = None,
         max_idle_connections: int = MAX_IDLE_CONNECTIONS,
         keep_idle: float = KEEP_IDLE,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        ssl_context = ssl_context or httpx.create_ssl_context(trust_env=False)
-        if ca_file is not None:
-            ssl_context.load_verify_locations(ca_file)
+        ssl_context = ssl_context or receiver_context()
         ssl_context.set_alpn_protocols(["http/1.1"])
         # A subjectAltName is the only name (RFC 9110, section 4.3.4).
         ssl_context.hostname_checks_common_name = False
@@ -159,12 +159,14 @@ class HttpDeliverer:
         self._user_agent = user_agent
         self._clock = clock
         self._monotonic = monotonic
+        names = BoundedResolver(resolver)
         self._transport = GuardedTransport(
             Dialer(
                 guard,
-                resolver=BoundedResolver(resolver),
+                resolver=names,
                 ssl_context=ssl_context,
                 begin=begin,
+                tunnel=ProxyTunnel(*proxy, resolver=names, begin=begin) if proxy else None,
             ),
             max_idle=max_idle_connections,
             keep_idle=keep_idle,
@@ -253,6 +255,10 @@ _FAILURES: dict[type[Exception], tuple[str, str]] = {
     TimeoutError: ("TIMEOUT", "There was no complete answer before the deadline."),
     ConnectionRefusedError: ("CONNECTION_REFUSED", "Nobody listens at the callback's address."),
     ssl.SSLError: ("TLS_ERROR", "There is no TLS connection that proves the callback's name"),
+    ReceiverUnreachableError: (
+        "CONNECTION_FAILED",
+        "The egress proxy did not connect to the callback's address.",
+    ),
     h11.RemoteProtocolError: ("PROTOCOL_ERROR", "The answer was not HTTP."),
     OSError: ("CONNECTION_FAILED", "The connection broke, or there was no route."),
 }
@@ -278,6 +284,9 @@ def _words_of(error: ssl.SSLError) -> str:
 
 #: What OpenSSL's names of alerts leave unsaid.
 _TLS_HELP = {
+    "TLSV1_ALERT_UNKNOWN_CA": (
+        "unknown authority: the receiver does not trust the certificate that picback shows"
+    ),
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": (
         "certificate required: the receiver accepts only clients with a certificate, and picback "
         "shows none"

@@ -1,7 +1,8 @@
 """Opening a connection to a vetted address of a host, and to nothing else.
 
 The rule a newcomer would break: a host is looked up once, all answers are vetted, only exactly
-these are dialled, and the peer is vetted again. Look-up and connecting must not be left to anyone
+these are dialled, and the peer is vetted again (behind a proxy, which is asked for these addresses
+only, there is no peer to see). Look-up and connecting must not be left to anyone
 who would look up a second time (DNS rebinding).
 """
 
@@ -10,11 +11,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections import OrderedDict
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.happy_eyeballs import Race, begin_tcp, interleaved, wait_for_any
 from dispatcher.local_resources import local_resources
+from dispatcher.resolver import is_ip_literal
 from dispatcher.stream import DeadlineStream
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from dispatcher.deadline import Deadline
     from dispatcher.happy_eyeballs import Begin, Wait
+    from dispatcher.proxy_tunnel import ProxyTunnel
     from dispatcher.resolver import BoundedResolver
     from dispatcher.url_guard import UrlGuard
 
@@ -45,6 +47,7 @@ class Dialer:
         ssl_context: Verifies receivers; must check host names.
         begin: As `begin_tcp`.
         wait: As `wait_for_any`.
+        tunnel: Connects through a proxy; None: directly.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class Dialer:
         ssl_context: ssl.SSLContext,
         begin: Begin = begin_tcp,
         wait: Wait = wait_for_any,
+        tunnel: ProxyTunnel | None = None,
     ) -> None:
         self._guard = guard
         self._resolver = resolver
         self._ssl_context = ssl_context
         self._begin = begin
         self._wait = wait
+        self._tunnel = tunnel
         self._worked = _Remembered()
 
     def dial(self, scheme: str, host: str, port: int, deadline: Deadline) -> DeadlineStream:
@@ -68,15 +73,16 @@ class Dialer:
 
         Raises:
             ForbiddenCallbackError: The host, one of its addresses, or the peer, is forbidden.
-            LocalResourceError: This machine lacks what a connection needs, or there is no place
-                for a look-up.
+            LocalResourceError: This machine lacks what a connection needs, there is no place for a
+                look-up, or the proxy fails.
             OSError: There is no connection; may pass. The subclass tells why: `NameLookupError`,
                 `TimeoutError`, `ConnectionRefusedError` or `ssl.SSLError`.
         """
         addresses = self._guard.vet(host, port, self._look_up(host, port, deadline))
         sock = self._connect_to_any(host, port, addresses, deadline)
         try:
-            self._guard.vet(host, port, [sock.getpeername()[0]])
+            if self._tunnel is None:
+                self._guard.vet(host, port, [sock.getpeername()[0]])
             with local_resources():
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if scheme == "https":
@@ -88,7 +94,7 @@ class Dialer:
         return DeadlineStream(sock, deadline)
 
     def _look_up(self, host: str, port: int, deadline: Deadline) -> list[str]:
-        if _is_ip_literal(host):
+        if is_ip_literal(host):
             return [host]
         # The final dot keeps search domains and the hosts file from having a say, unless the
         # operator allowed this very name, which then means what it means on this machine.
@@ -109,13 +115,20 @@ class Dialer:
         if not addresses:
             msg = "no address"
             raise NameLookupError(msg)
-        race = Race(port, deadline, begin=self._begin, wait=self._wait)
         if len(addresses) == 1:
-            return race.run(addresses)[1]
+            return self._connect(addresses, port, deadline)[1]
         worked = self._worked.get((host, port))
-        address, sock = race.run(sorted(interleaved(addresses), key=lambda each: each != worked))
+        ordered = sorted(interleaved(addresses), key=lambda each: each != worked)
+        address, sock = self._connect(ordered, port, deadline)
         self._worked.put((host, port), address)
         return sock
+
+    def _connect(
+        self, addresses: Sequence[str], port: int, deadline: Deadline
+    ) -> tuple[str, socket.socket]:
+        if self._tunnel is not None:
+            return self._tunnel.connect(addresses, port, deadline)
+        return Race(port, deadline, begin=self._begin, wait=self._wait).run(addresses)
 
 
 class _Remembered:
@@ -135,11 +148,3 @@ class _Remembered:
             self._addresses.move_to_end(place)
             if len(self._addresses) > _MAX_REMEMBERED:
                 self._addresses.popitem(last=False)
-
-
-def _is_ip_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

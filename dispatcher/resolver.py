@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import Future
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from dispatcher.local_resources import LocalResourceError, local_resources
@@ -34,6 +35,15 @@ def system_resolver(host: str, port: int) -> list[str]:
     # Bytes, because for text Python would first apply its own, older IDNA.
     answers = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in answers))
+
+
+def is_ip_literal(host: str) -> bool:
+    """Return whether *host* is an IP address, so that there is nothing to look up."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class BoundedResolver:

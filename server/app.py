@@ -20,6 +20,7 @@ from analysis.lemmas import Lemmatizer, LemmatizerError, require_pipeline
 from analysis.taggers import TaggerLoadError
 from analysis.taggers.local_process import LocalTaggerProcess
 from dispatcher import (
+    CertificateFileError,
     ClockRecord,
     Dispatcher,
     HttpDeliverer,
@@ -28,6 +29,8 @@ from dispatcher import (
     boot_id,
     elapsed_time,
     new_secret,
+    parse_proxy,
+    receiver_context,
 )
 from picback.v1 import image_service_pb2, image_service_pb2_grpc
 from server import descriptors, grpc_internals, reflection
@@ -482,16 +485,21 @@ def _make_guard(config: Config) -> UrlGuard:
 
 def _make_deliverer(config: Config, guard: UrlGuard, max_idle: int) -> HttpDeliverer:
     try:
-        return HttpDeliverer(
-            guard,
-            timeout=config.callback_timeout,
-            user_agent=f"picback/{metadata.version('picback')}",
+        ssl_context = receiver_context(
             ca_file=config.callback_ca,
-            max_idle_connections=max_idle,
+            cert_file=config.callback_cert,
+            key_file=config.callback_key,
         )
-    except OSError as error:  # which errors of TLS are, too
-        msg = f"callback_ca: {config.callback_ca} holds no certificates that can be read"
-        raise ConfigError(msg) from error
+    except CertificateFileError as error:
+        raise ConfigError(str(error)) from error
+    return HttpDeliverer(
+        guard,
+        timeout=config.callback_timeout,
+        user_agent=f"picback/{metadata.version('picback')}",
+        ssl_context=ssl_context,
+        proxy=parse_proxy(config.callback_proxy) if config.callback_proxy else None,
+        max_idle_connections=max_idle,
+    )
 
 
 def _tagger_loader(

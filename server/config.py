@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from analysis.lemmas import DEFAULT_PIPELINE
-from dispatcher import DispatcherSettings
+from dispatcher import DispatcherSettings, parse_proxy
 from storage.sealing import Sealer
 
 if TYPE_CHECKING:
@@ -91,6 +91,12 @@ class Config:
     allow_callback: tuple[str, ...] = ()
     #: Certificates (PEM) to trust receivers by, beside the public authorities'.
     callback_ca: Path | None = None
+    #: A certificate (PEM) to show to receivers that ask for one.
+    callback_cert: Path | None = None
+    #: Its private key (PEM); None: it is in the same file.
+    callback_key: Path | None = None
+    #: "http://HOST:PORT" of a proxy through which receivers are reached; empty: directly.
+    callback_proxy: str = ""
     #: See `dispatcher.UrlGuard`.
     nat64: bool = False
     pipeline: str = DEFAULT_PIPELINE
@@ -145,6 +151,15 @@ class Config:
         if self.tagger == "clarifai" and not self.clarifai.token:
             msg = "tagger clarifai needs a personal access token (CLARIFAI_PAT)"
             raise ConfigError(msg)
+        if self.callback_key is not None and self.callback_cert is None:
+            msg = "callback_key needs callback_cert"
+            raise ConfigError(msg)
+        if self.callback_proxy:
+            try:
+                parse_proxy(self.callback_proxy)
+            except ValueError as error:
+                msg = f"callback_proxy {error}"
+                raise ConfigError(msg) from error
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             if not least <= value <= most:  # nor is "not a number" in between

@@ -79,6 +79,7 @@ def query(
         failure=_failure(record.failure_reason, record.failure_message),
         create_time=_timestamp(record.created_at),
         end_time=_timestamp(record.ended_at),
+        latest_attempt_number=record.latest_attempt_number,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from callers.tables import print_table
+from dispatcher import CallbackUrlError, parse_destination
 from server.beside import data_option, iso_time, json_option, opened
 from storage.breakers import Breakers
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def destinations() -> None:
-    """List what is called back; close and open circuit breakers."""
+    """List destinations of callbacks; pause and resume them."""
 
 
 @destinations.command("list")
@@ -56,14 +57,41 @@ def list_destinations(data: Path, *, as_json: bool) -> None:
     )
 
 
+@destinations.command("pause")
+@click.argument("name", metavar="SCHEME://HOST:PORT")
+@data_option
+def pause_destination(name: str, data: Path) -> None:
+    """Hold back a destination's callbacks until it is resumed; it need not be known yet.
+
+    Attempts in flight go on; queries that are accepted wait and use up no attempt.
+    """
+    try:
+        name = parse_destination(name)
+    except CallbackUrlError as error:
+        raise click.ClickException(str(error)) from error
+    with opened(data, changes=False) as database:
+        Breakers(database).pause(name)
+    click.echo(f"paused {name}")
+
+
+@destinations.command("resume")
+@click.argument("name", metavar="SCHEME://HOST:PORT")
+@data_option
+def resume_destination(name: str, data: Path) -> None:
+    """Deliver to a destination again, at once, whether it was paused or its breaker is open.
+
+    A running server notices within a minute.
+    """
+    with opened(data, changes=False) as database:
+        _require(name, is_known=Breakers(database).close(name))
+    click.echo(f"resumed {name}")
+
+
 @destinations.command("close")
 @click.argument("name", metavar="SCHEME://HOST:PORT")
 @data_option
 def close_breaker(name: str, data: Path) -> None:
-    """Close a destination's breaker: call it back again at once.
-
-    A running server notices within a minute.
-    """
+    """Do the same as resume."""
     with opened(data, changes=False) as database:
         _require(name, is_known=Breakers(database).close(name))
     click.echo(f"closed {name}")
@@ -73,10 +101,7 @@ def close_breaker(name: str, data: Path) -> None:
 @click.argument("name", metavar="SCHEME://HOST:PORT")
 @data_option
 def open_breaker(name: str, data: Path) -> None:
-    """Hold back a destination's callbacks until its breaker is closed.
-
-    Those under way go on; what is accepted waits and uses up no attempt.
-    """
+    """Do the same as pause, for a destination that is known."""
     with opened(data, changes=False) as database:
         _require(name, is_known=Breakers(database).hold(name))
     click.echo(f"opened {name}")

@@ -25,6 +25,7 @@ from dispatcher import CallbackUrlError, ForbiddenCallbackError
 from storage.errors import (
     ImageNotFoundError,
     QueryNotFoundError,
+    RedeliveryLimitError,
     RequestIdReusedError,
     StateConflictError,
     StorageBusyError,
@@ -81,6 +82,7 @@ _REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
     (ImageNotFoundError, "IMAGE_NOT_FOUND"),
     (QueryNotFoundError, "QUERY_NOT_FOUND"),
     (StateConflictError, "STATE_CONFLICT"),
+    (RedeliveryLimitError, "LIMIT_EXCEEDED"),
     (StorageFullError, "STORAGE_FULL"),
     (StorageBusyError, "STORAGE_UNAVAILABLE"),
 )
@@ -140,7 +142,10 @@ def as_request_error(error: Exception, *, request_id: str) -> RequestError:
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return RequestError(
-                reason, _GENERIC.get(reason, str(error)), metadata=_metadata_of(error)
+                reason,
+                _GENERIC.get(reason, str(error)),
+                metadata=_metadata_of(error),
+                retry_after_ms=getattr(error, "retry_after_ms", None),
             )
     reason = "STORAGE_UNAVAILABLE" if isinstance(error, StorageError) else "INTERNAL"
     return RequestError(reason, _GENERIC[reason], metadata={"request_id": request_id})
@@ -189,6 +194,8 @@ def _pack(detail: Message) -> any_pb2.Any:
 def _metadata_of(error: Exception) -> dict[str, str]:
     if isinstance(error, StateConflictError):
         return {"state": error.state}
+    if isinstance(error, RedeliveryLimitError):
+        return {"limit": "attempts_per_minute"}
     if isinstance(error, OversizedPictureError):
         return {"limit": str(error.limit)}
     return {}

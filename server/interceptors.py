@@ -39,14 +39,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Method -> the scope that it needs. A test holds this to the contract's thirteen RPCs.
+#: Method -> the scope that it needs. A test holds this to the contract's RPCs.
 #: The scope `queries.all` opens no method: it widens what the methods of queries act on.
 SCOPES: Final[Mapping[str, str]] = {
     f"/picback.v1.ImageService/{method}": scope
     for scope, methods in {
         "images.write": ("UploadImage", "UpdateImageTags", "DeleteImage"),
         "images.read": ("GetImage", "GetImageContent", "ListImages", "MatchImages"),
-        "queries.write": ("SubmitQuery", "CancelQuery", "RedeliverQuery"),
+        "queries.write": (
+            *("SubmitQuery", "CancelQuery", "RedeliverQuery"),
+            *("CancelQueries", "RedeliverQueries"),
+        ),
         "queries.read": ("GetQuery", "ListQueries", "WatchQuery"),
     }.items()
     for method in methods

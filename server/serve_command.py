@@ -178,6 +178,28 @@ _GARBAGE: Final = 10_000
     help="Trust receivers whose certificates this authority (PEM) signed, too.",
 )
 @click.option(
+    "--callback-cert",
+    envvar="PICBACK_CALLBACK_CERT",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The certificate (PEM, with its chain) to show to receivers that ask for one.",
+)
+@click.option(
+    "--callback-key",
+    envvar="PICBACK_CALLBACK_KEY",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Its private key (PEM), if that is in a file of its own.",
+)
+@click.option(
+    "--callback-proxy",
+    metavar="http://HOST:PORT",
+    envvar="PICBACK_CALLBACK_PROXY",
+    show_envvar=True,
+    default="",
+    help="Reach all receivers through this HTTP proxy, by CONNECT.",
+)
+@click.option(
     "--nat64",
     envvar="PICBACK_NAT64",
     show_envvar=True,
@@ -394,6 +416,9 @@ def _config(options: dict[str, Any]) -> Config:
         ),
         allow_callback=options["allow_callback"],
         callback_ca=options["callback_ca"],
+        callback_cert=options["callback_cert"],
+        callback_key=options["callback_key"],
+        callback_proxy=options["callback_proxy"],
         nat64=options["nat64"],
         pipeline=options["pipeline"],
         max_image_bytes=options["max_image_bytes"],

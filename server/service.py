@@ -1,17 +1,20 @@
-"""The thirteen RPCs: each validates, calls one collaborator, and converts the answer."""
+"""The RPCs: each validates, calls one collaborator, and converts the answer."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from analysis.processes.turns import Cancellation
 from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server import convert
+from server.bulk_queries import BulkQueries
 from server.caller import CALLER
 from server.errors import RequestError
+from server.paging import MAX_PAGE_BYTES, fill_page
 from server.validation import Validation
 from storage.api_keys import QUERIES_ALL
 from storage.errors import ImageNotFoundError
@@ -20,7 +23,7 @@ from storage.queries import FINAL_STATES
 from storage.requests import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import grpc
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from server.stream_limit import StreamLimit
     from storage.images import Image, Images
     from storage.queries import Queries
+    from storage.query_filters import QueryFilter
     from storage.query_records import Query
 
 #: How long UploadImage waits for tags at most, in seconds.
@@ -44,6 +48,11 @@ _ANSWER_MARGIN: Final = 0.5
 _LONGEST_WATCH: Final = 600.0
 #: What an entry of a page may take before that is known, in bytes: an image with 100 tags.
 _ENTRY_BYTES: Final = 4_000
+#: Queries that are read at once for a page: with 100 attempts each of them has some 150 KB.
+_QUERIES_READ: Final = 32
+#: States that CancelQueries and RedeliverQueries change.
+_CANCELLED_STATES: Final = ("QUEUED", "DELIVERING")
+_REDELIVERED_STATES: Final = ("DELIVERED", "FAILED", "CANCELLED", "UNMATCHED")
 
 
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
@@ -82,6 +91,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._is_stopping = is_stopping
         self._clock = clock
         self._wall_time = wall_time
+        self._bulk = BulkQueries(
+            queries=queries, dispatcher=dispatcher, is_stopping=is_stopping, clock=clock
+        )
 
     def UploadImage(
         self, request: pb.UploadImageRequest, context: grpc.ServicerContext
@@ -143,13 +155,13 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         size = validation.page_size(request.page_size)
         validation.finish()
         before = self._paging.position(request.page_token, of="images")
-        self._responses.reserve(context, CALLER.get().key_id, size * _ENTRY_BYTES)
+        self._reserve_page(context, size)
         found = self._images.page(before=before, size=size + 1)
+        images, last = fill_page((image.seq, convert.image(image)) for image in found[:size])
+        if last is None and len(found) > size:
+            last = found[size - 1].seq
         return pb.ListImagesResponse(
-            images=[convert.image(image) for image in found[:size]],
-            next_page_token=self._paging.token(found[size - 1].seq, of="images")
-            if len(found) > size
-            else "",
+            images=images, next_page_token=self._paging.next_token(last, of="images")
         )
 
     def UpdateImageTags(
@@ -242,19 +254,19 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         """Return a page of queries."""
         validation = Validation()
         size = validation.page_size(request.page_size)
-        state = validation.state("state", request.state)
+        where = validation.query_filter("", request)
         validation.finish()
-        listing = f"queries:{CALLER.get().key_id}:{state or ''}"
+        where = _visible(where)
+        listing = f"queries:{CALLER.get().key_id}:{where}"
         before = self._paging.position(request.page_token, of=listing)
-        self._responses.reserve(context, CALLER.get().key_id, size * _ENTRY_BYTES)
-        found = self._queries.page(
-            before=before, size=size + 1, state=state, key_id=_visible_key_id()
-        )
+        self._reserve_page(context, size)
+        found = self._queries.search(where).find(before=before, limit=size)
+        queries, last = fill_page(self._entries(found.seqs))
         return pb.ListQueriesResponse(
-            queries=[self._query(query) for query in found[:size]],
-            next_page_token=self._paging.token(found[size - 1].seq, of=listing)
-            if len(found) > size
-            else "",
+            queries=queries,
+            next_page_token=self._paging.next_token(
+                found.before if last is None else last, of=listing
+            ),
         )
 
     def WatchQuery(
@@ -286,6 +298,59 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     def _query(self, record: Query) -> query_pb2.Query:
         return convert.query(record, reader_key_id=CALLER.get().key_id, wall_time=self._wall_time)
+
+    def CancelQueries(
+        self, request: pb.CancelQueriesRequest, context: grpc.ServicerContext
+    ) -> pb.CancelQueriesResponse:
+        """Stop every query that satisfies a filter."""
+        validation = Validation()
+        where = validation.query_filter("filter.", request.filter, allowed=_CANCELLED_STATES)
+        is_empty = not request.filter.ListFields()
+        if is_empty and not request.all:
+            validation.refuse("filter", 'must have a condition, or set "all" to cancel all queries')
+        if request.all and not is_empty:
+            validation.refuse("all", "must not be set with a filter that has conditions")
+        validation.finish()
+        where = _visible(replace(where, states=where.states or _CANCELLED_STATES))
+        listing = f"CancelQueries:{CALLER.get().key_id}:{request.validate_only}:{where}"
+        before = self._paging.position(request.page_token, of=listing)
+        run = self._bulk.count if request.validate_only else self._bulk.cancel
+        progress = run(where, context, before=before)
+        return pb.CancelQueriesResponse(
+            matched_count=progress.matched,
+            cancelled_count=progress.changed,
+            next_page_token=self._paging.next_token(progress.before, of=listing),
+        )
+
+    def RedeliverQueries(
+        self, request: pb.RedeliverQueriesRequest, context: grpc.ServicerContext
+    ) -> pb.RedeliverQueriesResponse:
+        """Make every query due that satisfies a filter."""
+        validation = Validation()
+        where = validation.query_filter("filter.", request.filter, allowed=_REDELIVERED_STATES)
+        if not request.filter.state:
+            validation.refuse("filter.state", "is required")
+        validation.finish()
+        where = _visible(where)
+        listing = f"RedeliverQueries:{CALLER.get().key_id}:{request.validate_only}:{where}"
+        before = self._paging.position(request.page_token, of=listing)
+        run = self._bulk.count if request.validate_only else self._bulk.redeliver
+        progress = run(where, context, before=before)
+        return pb.RedeliverQueriesResponse(
+            matched_count=progress.matched,
+            redelivered_count=progress.changed,
+            next_page_token=self._paging.next_token(progress.before, of=listing),
+        )
+
+    def _reserve_page(self, context: grpc.ServicerContext, size: int) -> None:
+        self._responses.reserve(
+            context, CALLER.get().key_id, min(size * _ENTRY_BYTES, MAX_PAGE_BYTES)
+        )
+
+    def _entries(self, seqs: Sequence[int]) -> Iterator[tuple[int, query_pb2.Query]]:
+        for start in range(0, len(seqs), _QUERIES_READ):
+            for record in self._queries.records(seqs[start : start + _QUERIES_READ]):
+                yield record.seq, self._query(record)
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_image_bytes:
@@ -350,6 +415,23 @@ def _visible_key_id() -> str | None:
     """Return the key whose queries exist for the caller; None when those of all keys do."""
     caller = CALLER.get()
     return None if QUERIES_ALL in caller.scopes else caller.key_id
+
+
+def _visible(where: QueryFilter) -> QueryFilter:
+    """Return *where*, restricted to the queries that exist for the caller.
+
+    Raises:
+        RequestError: SCOPE_MISSING; it asks for those of a key, which needs queries.all.
+    """
+    if QUERIES_ALL in CALLER.get().scopes:
+        return where
+    if where.key_id is not None:
+        raise RequestError(
+            "SCOPE_MISSING",
+            f"a filter by key needs the scope {QUERIES_ALL}",
+            metadata={"scope": QUERIES_ALL},
+        )
+    return replace(where, key_id=CALLER.get().key_id)
 
 
 def _query_id(query_id: str) -> str:

@@ -6,15 +6,18 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from analysis.taggers import canonical
-from picback.v1 import query_pb2
+from dispatcher import CallbackUrlError, parse_destination
+from picback.v1 import error_pb2, query_pb2
 from server.errors import RequestError, Violation
+from storage.query_filters import QueryFilter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.timestamp_pb2 import Timestamp
 
-    from picback.v1 import image_pb2
+    from picback.v1 import image_pb2, image_service_pb2
 
 #: Longest text of a query, in characters.
 LONGEST_TEXT: Final = 1_000
@@ -28,6 +31,8 @@ _DEFAULT_LIMIT: Final = 10
 _MOST_MATCHES: Final = 100
 #: Bounds of give_up_after, in seconds.
 _GIVE_UP_AFTER: Final = (1, 30 * 24 * 3600)
+#: Seconds of a Timestamp: the years 1 to 9999. Source: google/protobuf/timestamp.proto.
+_TIMESTAMP_SECONDS: Final = (-62_135_596_800, 253_402_300_799)
 
 
 class Validation:
@@ -51,41 +56,43 @@ class Validation:
                 violations=self._violations,
             )
 
+    def refuse(self, field: str, description: str) -> None:
+        """Note what is wrong with a field."""
+        self._violations.append(Violation(field, description))
+
     def content(self, content: bytes) -> None:
         """Check that an image's bytes are there; what they are is for the decoder to say."""
         if not content:
-            self._refuse("content", "must not be empty")
+            self.refuse("content", "must not be empty")
 
     def text(self, text: str) -> str:
         """Check the text of a query."""
         if not text.strip():
-            self._refuse("text", "must not be empty")
+            self.refuse("text", "must not be empty")
         elif len(text) > LONGEST_TEXT:
-            self._refuse(
-                "text", f"must have at most {LONGEST_TEXT:,} characters, not {len(text):,}"
-            )
+            self.refuse("text", f"must have at most {LONGEST_TEXT:,} characters, not {len(text):,}")
         elif "\0" in text:
-            self._refuse("text", "must not contain the character NUL")
+            self.refuse("text", "must not contain the character NUL")
         return text
 
     def callback_url(self, url: str) -> str:
         """Check that a callback URL is there and not over-long; the URL guard reads it."""
         if not url:
-            self._refuse("callback_url", "must not be empty")
+            self.refuse("callback_url", "must not be empty")
         elif len(url) > LONGEST_URL:
-            self._refuse("callback_url", f"must have at most {LONGEST_URL:,} characters")
+            self.refuse("callback_url", f"must have at most {LONGEST_URL:,} characters")
         return url
 
     def id(self, field: str, value: str) -> str:
         """Check that an id is there; whether it exists is for storage to say."""
         if not value:
-            self._refuse(field, "must not be empty")
+            self.refuse(field, "must not be empty")
         return value
 
     def request_id(self, value: str) -> str:
         """Check a request_id; empty means that the caller gave none."""
         if len(value) > _LONGEST_REQUEST_ID or not all("!" <= each <= "~" for each in value):
-            self._refuse(
+            self.refuse(
                 "request_id", f"must be at most {_LONGEST_REQUEST_ID} visible ASCII characters"
             )
         return value
@@ -98,9 +105,9 @@ class Validation:
             name = self._name(f"{field}[{index}].name", tag.name)
             confidence = tag.confidence or 1.0  # 0 or unset means 1
             if math.isnan(confidence) or not 0 < confidence <= 1:
-                self._refuse(f"{field}[{index}].confidence", "must be from 0 to 1")
+                self.refuse(f"{field}[{index}].confidence", "must be from 0 to 1")
             elif name in found:
-                self._refuse(f"{field}[{index}].name", "stands in the list twice")
+                self.refuse(f"{field}[{index}].name", "stands in the list twice")
             elif name:
                 # A float of 32 bits holds about 7 digits: 0.9 arrives as 0.89999998.
                 found[name] = max(1, round(confidence * 1_000_000))
@@ -116,12 +123,12 @@ class Validation:
     def disjoint(self, field: str, names: Iterable[str], others: Iterable[str]) -> None:
         """Check that no name is asked to be both set and removed."""
         for name in sorted(set(names) & set(others)):
-            self._refuse(field, f"{name!r} stands in both lists")
+            self.refuse(field, f"{name!r} stands in both lists")
 
     def page_size(self, size: int) -> int:
         """Check a page size; return the one to use."""
         if size < 0:
-            self._refuse("page_size", "must not be negative")
+            self.refuse("page_size", "must not be negative")
         return min(size, _MOST_PER_PAGE) or _DEFAULT_PAGE
 
     def state(self, field: str, state: int) -> str | None:
@@ -129,22 +136,63 @@ class Validation:
         if state == query_pb2.QUERY_STATE_UNSPECIFIED:
             return None
         if state not in query_pb2.QueryState.values():
-            self._refuse(field, f"must be a QueryState, not {state}")
+            self.refuse(field, f"must be a QueryState, not {state}")
             return None
         return query_pb2.QueryState.Name(query_pb2.QueryState.ValueType(state)).removeprefix(
             "QUERY_STATE_"
         )
 
+    def query_filter(
+        self,
+        prefix: str,
+        conditions: image_service_pb2.QueryFilter | image_service_pb2.ListQueriesRequest,
+        *,
+        allowed: Iterable[str] = (),
+    ) -> QueryFilter:
+        """Check the conditions of a filter by queries; return it as storage has it.
+
+        Args:
+            prefix: Of the fields' names, where the filter is a message of its own.
+            conditions: The message.
+            allowed: States that the filter may be for; none: all.
+        """
+        state = self.state(f"{prefix}state", conditions.state)
+        reason = conditions.failure_reason
+        if reason and not hasattr(error_pb2, f"ERROR_REASON_{reason}"):
+            self.refuse(f"{prefix}failure_reason", "must be a name of ErrorReason")
+        elif reason and state not in (None, "FAILED"):
+            self.refuse(f"{prefix}failure_reason", "only FAILED queries have one")
+        states = (state or "FAILED",) if reason else (state,) if state else ()
+        if allowed and any(each not in allowed for each in states):
+            field = f"{prefix}state" if state else f"{prefix}failure_reason"
+            self.refuse(field, f"only queries that are {', '.join(allowed)} can be changed so")
+        after, before = (
+            self._time(f"{prefix}{field}", getattr(conditions, field))
+            if conditions.HasField(field)
+            else None
+            for field in ("created_after", "created_before")
+        )
+        if after is not None and before is not None and before <= after:
+            self.refuse(f"{prefix}created_before", "must be later than created_after")
+        return QueryFilter(
+            key_id=conditions.key or None,
+            states=states,
+            destination=self._destination(f"{prefix}destination", conditions.destination),
+            created_after=after,
+            created_before=before,
+            failure_reason=reason or None,
+        )
+
     def on_unmatched(self, choice: int) -> str:
         """Check what to do when nothing matches; return its name in storage."""
         if choice not in query_pb2.OnUnmatched.values():
-            self._refuse("on_unmatched", f"must be an OnUnmatched, not {choice}")
+            self.refuse("on_unmatched", f"must be an OnUnmatched, not {choice}")
         return "END" if choice == query_pb2.ON_UNMATCHED_END else "DELIVER"
 
     def limit(self, limit: int) -> int:
         """Check a number of matches; return the one to use."""
         if not 0 <= limit <= _MOST_MATCHES:
-            self._refuse("limit", f"must be from 0 to {_MOST_MATCHES}")
+            self.refuse("limit", f"must be from 0 to {_MOST_MATCHES}")
         return limit or _DEFAULT_LIMIT
 
     def give_up_after(self, duration: Duration) -> int:
@@ -153,20 +201,34 @@ class Validation:
         # Compared in parts: ToMilliseconds of a hostile Duration can overflow.
         seconds = duration.seconds + duration.nanos / 1e9
         if not shortest <= seconds <= longest or abs(duration.nanos) >= 1_000_000_000:
-            self._refuse("give_up_after", f"must be from {shortest} s to {longest:,} s (30 days)")
+            self.refuse("give_up_after", f"must be from {shortest} s to {longest:,} s (30 days)")
             return 0
         return round(seconds * 1000)
+
+    def _destination(self, field: str, name: str) -> str | None:
+        if not name:
+            return None
+        try:
+            return parse_destination(name)
+        except CallbackUrlError:
+            self.refuse(field, "must be SCHEME://HOST:PORT")
+            return None
+
+    def _time(self, field: str, timestamp: Timestamp) -> int:
+        """Return the first millisecond since the epoch that is not before *timestamp*."""
+        earliest, latest = _TIMESTAMP_SECONDS
+        if not earliest <= timestamp.seconds <= latest or not 0 <= timestamp.nanos < 1_000_000_000:
+            self.refuse(field, "must be a time of the years 1 to 9999")
+            return 0
+        return max(0, 1000 * timestamp.seconds - (-timestamp.nanos // 1_000_000))
 
     def _name(self, field: str, name: str) -> str:
         try:
             return canonical(name)
         except ValueError as error:
-            self._refuse(field, str(error))
+            self.refuse(field, str(error))
             return ""
 
     def _count(self, field: str, values: Sequence[object]) -> None:
         if len(values) > _MOST_TAGS:
-            self._refuse(field, f"must have at most {_MOST_TAGS} entries, not {len(values)}")
-
-    def _refuse(self, field: str, description: str) -> None:
-        self._violations.append(Violation(field, description))
+            self.refuse(field, f"must have at most {_MOST_TAGS} entries, not {len(values)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from storage.database import Database
+    from storage.database import Connection, Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,13 @@ class Breakers:
         """Open the breaker of *name* until it is closed by hand; False when there is none."""
         return self._set(name, "HELD")
 
+    def pause(self, name: str) -> None:
+        """Open the breaker of *name* until it is closed by hand; it need not be known yet.
+
+        *name* is canonical, as queries have it: "scheme://host:port".
+        """
+        self._set(name, "HELD", create=True)
+
     def destinations(self) -> list[Destination]:
         """Return every destination, those with an open breaker first, then by what waits."""
         return [
@@ -106,22 +113,27 @@ class Breakers:
                 waiting=waiting,
             )
             for id_, name, state, probe_at, openings, waiting in self._database.read(
-                "SELECT destination.id, name, destination.state, probe_at, openings, (SELECT count(*)"
-                "  FROM query WHERE destination_id = destination.id AND ended_at IS NULL) AS waiting"
-                " FROM destination ORDER BY destination.state = 'CLOSED', waiting DESC, name"
+                # One look at all that wait: a look for each destination would pass over all of its
+                # queries that have ended.
+                "SELECT id, name, state, probe_at, openings, coalesce(waiting, 0)"
+                " FROM destination LEFT JOIN (SELECT destination_id, count(*) AS waiting FROM query"
+                "  WHERE state IN ('QUEUED', 'DELIVERING') GROUP BY destination_id)"
+                " ON destination_id = id"
+                " ORDER BY state = 'CLOSED', coalesce(waiting, 0) DESC, name"
             )
         ]
 
-    def _set(self, name: str, state: str) -> bool:
-        found = self._database.write(
-            lambda connection: (
+    def _set(self, name: str, state: str, *, create: bool = False) -> bool:
+        def operation(connection: Connection) -> int:
+            if create:
                 connection.execute(
-                    "UPDATE destination SET state = ?, probe_at = 0, openings = 0,"
-                    " operator_change = 1 + (SELECT coalesce(max(operator_change), 0)"
-                    "   FROM destination WHERE operator_change > 0) WHERE name = ?",
-                    (state, name),
-                ).rowcount
-            ),
-            uses_reserve=True,
-        )
-        return bool(found)
+                    "INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", (name,)
+                )
+            return connection.execute(
+                "UPDATE destination SET state = ?, probe_at = 0, openings = 0,"
+                " operator_change = 1 + (SELECT coalesce(max(operator_change), 0)"
+                "   FROM destination WHERE operator_change > 0) WHERE name = ?",
+                (state, name),
+            ).rowcount
+
+        return bool(self._database.write(operation, uses_reserve=True))

@@ -56,6 +56,14 @@ class StateConflictError(Exception):
         self.state = state
 
 
+class RedeliveryLimitError(Exception):
+    """Too many attempts of the query started within the last minute."""
+
+    def __init__(self, *, retry_after_ms: int) -> None:
+        super().__init__("too many attempts of the query started within the last minute")
+        self.retry_after_ms = retry_after_ms
+
+
 class KeyNotFoundError(Exception):
     """There is no such API key."""
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from storage import requests
 from storage.changes import Changes
-from storage.errors import QueryNotFoundError, StateConflictError
+from storage.errors import QueryNotFoundError, RedeliveryLimitError, StateConflictError
 from storage.ids import new_id
+from storage.query_bulk import BUSY_SINCE, CANCEL, RECENT_MS, REDELIVER, QueryBulk
 from storage.query_deadlines import QueryDeadlines
+from storage.query_filters import QuerySearch
 from storage.query_records import (
     COLUMNS,
     LEASE_COLUMNS,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from storage.database import Connection, Database
+    from storage.query_bulk import Changed
+    from storage.query_filters import QueryFilter
     from storage.query_records import (
         Matched,
         QueryLease,
@@ -60,19 +64,23 @@ _NEXT_DESTINATION: Final = (
     "(SELECT min(destination_id) FROM query WHERE due_at IS NOT NULL"
     " AND destination_id > destination)"
 )
+#: Attempts that are kept of a query: the newest.
+MAX_ATTEMPTS_KEPT: Final = 100
 
 
 class Queries:
     """The queries of a database. Safe to use from any thread.
 
-    A *key_id* given to `get`, `page`, `cancel` or `redeliver` restricts them to the queries
-    that this key submitted: any other query does not exist for them. None means all queries.
+    A *key_id* given to `get`, `cancel` or `redeliver` restricts them to the queries that this
+    key submitted: any other query does not exist for them. None means all queries.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         #: Published after each change of a query.
         self.changes = Changes()
+        #: Changes many queries at once.
+        self.bulk = QueryBulk(database, self._note_changes)
         #: How many of each key are not final, once `count_queued` was called.
         self.queued = QueuedQueries()
         self.deadlines = QueryDeadlines(database, self.changes, self.queued)
@@ -169,6 +177,7 @@ class Queries:
             failure_message=None,
             created_at=now,
             ended_at=None,
+            latest_attempt_number=0,
             attempts=(),
         )
         return accepted, True
@@ -185,14 +194,18 @@ class Queries:
             raise _not_found()
         return found[0]
 
-    def page(
-        self, *, before: int | None, size: int, state: str | None, key_id: str | None = None
-    ) -> list[Query]:
-        """Return up to *size* queries, newest first, accepted before number *before*."""
-        where, values = _where({"key_id = ?": key_id, "state = ?": state, "seq < ?": before})
-        return self._queries(
-            f"SELECT {COLUMNS} FROM query {where} ORDER BY seq DESC LIMIT ?", (*values, size)
+    def search(self, where: QueryFilter) -> QuerySearch:
+        """Begin to look for the queries that satisfy *where*."""
+        return QuerySearch(self._database, where)
+
+    def records(self, seqs: Sequence[int]) -> list[Query]:
+        """Return the queries with these numbers, in their order; those that are gone left out."""
+        found = self._queries(
+            f"SELECT {COLUMNS} FROM query WHERE seq IN (SELECT value FROM json_each(?))",
+            (_json(list(seqs)),),
         )
+        places = {seq: place for place, seq in enumerate(seqs)}
+        return sorted(found, key=lambda query: places[query.seq])
 
     def cancel(self, query_id: str, *, key_id: str | None = None, now: int) -> Query:
         """Stop a query; one that is CANCELLED stays so. Takes its lease away.
@@ -206,11 +219,7 @@ class Queries:
             seq, state, owner = _state_of(connection, query_id, key_id)
             if state in FINAL_STATES - {"CANCELLED"}:
                 raise StateConflictError(state)
-            connection.execute(
-                "UPDATE query SET state = 'CANCELLED', due_at = NULL, leased_at = NULL,"
-                " ended_at = coalesce(ended_at, ?) WHERE seq = ?",
-                (now, seq),
-            )
+            connection.execute(f"UPDATE query SET {CANCEL} WHERE seq = ?2", (now, seq))
             return None if state == "CANCELLED" else owner
 
         owner = self._database.write(operation, uses_reserve=True)
@@ -228,21 +237,20 @@ class Queries:
         Raises:
             QueryNotFoundError: There is none with this id.
             StateConflictError: It is not final; nothing was changed.
+            RedeliveryLimitError: Too many of its attempts started lately; nothing was changed.
         """
 
         def operation(connection: Connection) -> tuple[str, int, int | None]:
             seq, state, _ = _state_of(connection, query_id, key_id)
             if state not in FINAL_STATES:
                 raise StateConflictError(state)
-            if state == "UNMATCHED":
-                forget, target = "lemmas = NULL, matched_at = NULL,", "'QUEUED'"
-            else:
-                forget, target = "", "iif(matched_at IS NULL, 'QUEUED', 'DELIVERING')"
+            ((busy_since,),) = connection.execute(
+                f"SELECT {BUSY_SINCE} FROM query WHERE seq = ?2", (now, seq)
+            ).fetchall()
+            if busy_since is not None:
+                raise RedeliveryLimitError(retry_after_ms=busy_since + RECENT_MS - now)
             rows = connection.execute(
-                f"UPDATE query SET {forget} state = {target},"
-                " due_at = ?1, cycle_at = ?1, cycle_start = attempt,"
-                " give_up_at = ?1 + give_up_after,"
-                " failure_reason = NULL, failure_message = NULL, ended_at = NULL WHERE seq = ?2"
+                f"UPDATE query SET {REDELIVER} WHERE seq = ?2"
                 " RETURNING key_id, destination_id, give_up_at",
                 (now, seq),
             ).fetchall()
@@ -425,6 +433,22 @@ class Queries:
         for listener in self._listeners:
             listener(waiting)
 
+    def _note_changes(self, changed: Sequence[Changed], queued: int) -> None:
+        """Note that queries were made due (*queued* is 1) or became final (-1)."""
+        for each in changed:
+            self.queued.add(each.key_id, queued)
+            self.changes.publish(each.id)
+            if each.due_at is not None:
+                self._announce(
+                    DueQueue(
+                        key_id=each.key_id,
+                        destination=each.destination,
+                        retries=False,
+                        due_at=each.due_at,
+                    ),
+                    give_up_at=each.give_up_at,
+                )
+
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
         attempts = self._attempts_of([row[0] for row in rows])
@@ -442,10 +466,11 @@ class Queries:
             message,
             excerpt,
         ) in self._database.read(
-            "SELECT query_seq, number, started_at, latency_ms, http_status, failure_reason,"
-            " failure_message, excerpt FROM attempt"
-            " WHERE query_seq IN (SELECT value FROM json_each(?)) ORDER BY query_seq, number",
-            (_json(seqs),),
+            "SELECT query_seq, number, started_at, latency_ms, http_status, attempt.failure_reason,"
+            " attempt.failure_message, excerpt FROM attempt JOIN query ON query.seq = query_seq"
+            " WHERE query_seq IN (SELECT value FROM json_each(?)) AND number > query.attempt - ?"
+            " ORDER BY query_seq, number",
+            (_json(seqs), MAX_ATTEMPTS_KEPT),
         ):
             attempt = Attempt(
                 number=number,
@@ -559,6 +584,11 @@ def _changes_of(outcome: Settlement, now: int) -> tuple[str, tuple[object, ...]]
 
 
 def _insert_attempt(connection: Connection, seq: int, attempt: Attempt) -> None:
+    if attempt.number > MAX_ATTEMPTS_KEPT:
+        connection.execute(
+            "DELETE FROM attempt WHERE query_seq = ? AND number <= ?",
+            (seq, attempt.number - MAX_ATTEMPTS_KEPT),
+        )
     connection.execute(
         "INSERT INTO attempt (query_seq, number, started_at, latency_ms, http_status,"
         " failure_reason, failure_message, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 #: The columns that `query_from` takes, in its order.
 COLUMNS: Final = (
     "seq, id, key_id, text, callback_url, destination_id, state, lemmas, match_image_id, match_score, match_tags,"
-    " matched_at, due_at, failure_reason, failure_message, created_at, ended_at"
+    " matched_at, due_at, failure_reason, failure_message, created_at, ended_at, attempt"
 )
 #: The columns that `lease_from` takes, in its order.
 LEASE_COLUMNS: Final = (
@@ -66,7 +66,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A query as it stands, with its attempts, oldest first."""
+    """A query as it stands, with the attempts that are kept, oldest first."""
 
     seq: int
     id: str
@@ -82,6 +82,8 @@ class Query:
     failure_message: str | None
     created_at: int
     ended_at: int | None
+    #: In flight or ended; 0 before the first.
+    latest_attempt_number: int
     attempts: tuple[Attempt, ...]
 
 
@@ -202,7 +204,7 @@ Settlement: TypeAlias = Delivered | RetryAt | GivenUp | NotMade | Unmatched
 def query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
     """Return the query of a *row* of COLUMNS."""
     seq, id_, key_id, text, url, destination, state, lemmas, image_id, score, tags, *rest = row
-    matched_at, due_at, failure_reason, failure_message, created_at, ended_at = rest
+    matched_at, due_at, failure_reason, failure_message, created_at, ended_at, attempt = rest
     return Query(
         seq=seq,
         id=id_,
@@ -217,6 +219,7 @@ def query_from(row: Any, attempts: Sequence[Attempt]) -> Query:
         failure_message=failure_message,
         created_at=created_at,
         ended_at=ended_at,
+        latest_attempt_number=attempt,
         attempts=tuple(attempts),
     )
 

@@ -329,3 +329,9 @@ def m0008_scheduling(db: Database) -> None:
         "CREATE INDEX destination_operator_change ON destination(operator_change)"
         " WHERE operator_change > 0"
     )
+
+
+@migrations()
+def m0009_queries_of_a_destination(db: Database) -> None:
+    """List the queries of one destination without looking at those of all others."""
+    db.execute("CREATE INDEX query_destination ON query(destination_id, seq)")

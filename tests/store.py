@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storage.api_keys import SCOPES, ApiKeys
 from storage.breakers import Breakers
 from storage.images import Images, NewImage, TagsFound
 from storage.queries import Queries
+from storage.query_filters import QueryFilter
 from storage.query_records import Attempt, Turn
 from storage.requests import Request
 from storage.tags import Tags
@@ -98,6 +99,20 @@ class Store:
             now=now,
         )
         return query
+
+    def page(
+        self,
+        *,
+        before: int | None = None,
+        size: int = 1000,
+        state: str | None = None,
+        states: tuple[str, ...] = (),
+        **conditions: Any,
+    ) -> list[Query]:
+        """Return up to *size* queries that satisfy a filter, newest first."""
+        where = QueryFilter(states=(state,) if state else states, **conditions)
+        found = self.queries.search(where).find(before=before, limit=size)
+        return self.queries.records(found.seqs)
 
     def lease(self, *, limit: int, now: int = START) -> list[QueryLease]:
         """Lease up to *limit* due queries, whosever turn it is: longest due first."""

@@ -68,7 +68,7 @@ def test_the_commands_of_the_readme_for_buf_list_upload_and_submit(
     output = _run(script, tagging, receiver).stdout
 
     methods, uploaded, submitted = output.partition("{")[0], *_json_documents(output)
-    assert 13 == methods.count("picback.v1.ImageService/")
+    assert 15 == methods.count("picback.v1.ImageService/")
     assert "cat" in [tag["name"] for tag in uploaded["image"]["tags"]]
     assert submitted["created"] is True
     assert submitted["query"]["id"] in [

@@ -81,7 +81,7 @@ def test_a_query_that_matches_nothing_can_end_without_a_callback(
     query_id = result.stdout.split()[0]
     listed = run(calling_service, "queries", "list", "--state", "UNMATCHED", "--json")
     shown = run(calling_service, "queries", "show", query_id).stdout
-    again = run(calling_service, "queries", "redeliver", "--state", "unmatched", "--dry-run")
+    again = run(calling_service, "queries", "redeliver", query_id, "--dry-run")
 
     assert 1 == result.exit_code  # nothing was delivered
     assert f"{query_id}  UNMATCHED  nothing matches" == result.stdout.splitlines()[-1]
@@ -200,7 +200,7 @@ def test_a_query_in_the_wrong_state_is_a_failure_of_its_own(calling_service: Ser
     ]
 
 
-def test_queries_of_a_state_and_a_receiver_are_redelivered_together(tmp_path: Path) -> None:
+def test_queries_of_a_state_and_a_destination_are_redelivered_together(tmp_path: Path) -> None:
     gone, back = [Answer(410), Answer(410)], [Answer(410)]
     with (
         Receiver(gone) as receiver,
@@ -211,23 +211,61 @@ def test_queries_of_a_state_and_a_receiver_are_redelivered_together(tmp_path: Pa
         elsewhere = submit(service, "a heron", other.url)
         for each in (*lost, elsewhere):
             run(service, "queries", "watch", each)
-        chosen = ("queries", "redeliver", "--state", "failed", "--to", receiver.url)
-        planned = run(service, *chosen, "--dry-run")
-        done = run(service, *chosen)
+        destination = f"http://{receiver.address}"
+        chosen = ("--state", "failed", "--destination", destination)
+        planned = run(service, "queries", "redeliver", *chosen, "--dry-run")
+        shown = run(service, "queries", "list", *chosen, "--json")
+        done = run(service, "queries", "redeliver", *chosen, "--json")
         for each in lost:
             run(service, "queries", "watch", each)
         left = run(service, "queries", "list", "--state", "failed", "--json")
 
-    assert (planned.exit_code, planned.stderr) == (0, "")
-    assert set(lost) == {line.split()[0] for line in planned.stdout.splitlines()}
-    assert {"FAILED"} == {line.split()[1] for line in planned.stdout.splitlines()}
-    assert set(lost) == {line.split()[0] for line in done.stdout.splitlines()}
+    assert (planned.exit_code, planned.stdout, planned.stderr) == (0, "2 match\n", "")
+    assert set(lost) == {document["id"] for document in documents(shown)}
+    assert [{"matched_count": "2", "redelivered_count": "2", "next_page_token": ""}] == documents(
+        done
+    )
     assert [elsewhere] == [document["id"] for document in documents(left)]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--to", "http://a/"), ("qry_1", "--state", "failed")])
-def test_redelivering_takes_either_ids_or_a_state(arguments: tuple[str, ...]) -> None:
+def test_queries_are_cancelled_by_a_filter_or_all_at_once(tmp_path: Path) -> None:
+    with running(tmp_path / "data", allow_callback=(NOBODY,)) as service:
+        for _ in range(3):
+            submit(service, "wait", f"http://{NOBODY}/")
+        arguments = ("queries", "cancel", "--created-after")
+        later = run(service, *arguments, "2100-01-01T00:00:00Z")
+        planned = run(service, *arguments, "1h", "--dry-run")
+        by_filter = run(service, *arguments, "1h")
+        submit(service, "wait", f"http://{NOBODY}/")
+        everything = run(service, "queries", "cancel", "--all", "--json")
+
+    assert "0 match; 0 cancelled\n" == later.stdout
+    assert "3 match\n" == planned.stdout
+    assert "3 match; 3 cancelled\n" == by_filter.stdout
+    assert "1" == documents(everything)[0]["cancelled_count"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--destination", "http://a:1"), ("qry_1", "--state", "failed")]
+)
+def test_redelivering_takes_either_ids_or_a_filter_with_a_state(arguments: tuple[str, ...]) -> None:
     result = CliRunner().invoke(main, ["queries", "redeliver", *arguments])
 
     assert 2 == result.exit_code
-    assert "give ids of queries, or --state" in result.stderr
+    assert "give ids of queries, or a filter with --state" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("qry_1", "--all"), ("--state", "queued", "--all")])
+def test_cancelling_takes_one_of_ids_a_filter_and_all(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, ["queries", "cancel", *arguments])
+
+    assert 2 == result.exit_code
+    assert "give one of: ids of queries, a filter, --all" in result.stderr
+
+
+@pytest.mark.parametrize("moment", ["", "yesterday", "2026-11-22", "2026-11-22T10:00:00", "-2h"])
+def test_what_is_no_time_is_a_usage_error(moment: str) -> None:
+    result = CliRunner().invoke(main, ["queries", "list", "--created-before", moment])
+
+    assert 2 == result.exit_code
+    assert "a time is written like 2026-11-22T10:00:00Z" in result.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.deliverer import Answered, Failed, HttpDeliverer
+from dispatcher.receiver_tls import receiver_context
 from dispatcher.url_guard import UrlGuard
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ BODY: Final = b'{"result":null}'
 
 
 def deliverer_for(*servers: Receiver | FaultServer, **arguments: Any) -> closing[HttpDeliverer]:
-    """Return a deliverer that may call *servers*, by address and by `NAME`."""
+    """Return a deliverer that may call *servers*, by address and by `NAME`.
+
+    The arguments are those of `HttpDeliverer` and `receiver_context`.
+    """
+    files = {name: arguments.pop(name) for name in list(arguments) if name.endswith("_file")}
+    arguments.setdefault("ssl_context", receiver_context(**files))
     hosts = ("127.0.0.1", NAME)
     allow = [f"{host}:{server.port}" for server in servers for host in hosts]
     return closing(HttpDeliverer(UrlGuard(allow=allow), **{"resolver": loopback} | arguments))

@@ -104,7 +104,7 @@ def test_a_backlog_behind_a_dead_receiver_ends_when_the_schedule_does(bench: Ben
         pass
 
     assert count == ended(store)
-    first = store.queries.page(before=2, size=1, state=None)[0]
+    first = store.page(before=2, size=1, state=None)[0]
     assert ("SCHEDULE_EXPIRED", 1) == (first.failure_reason, len(first.attempts))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from picback.v1 import image_pb2, image_service_pb2, query_pb2
 from server.errors import STATUS_CODES
@@ -204,6 +204,79 @@ BAD_FIELDS = {
     "unknown on_unmatched": (_submit(on_unmatched=99), ["on_unmatched"]),
     "negative on_unmatched": (_submit(on_unmatched=-1), ["on_unmatched"]),
     "negative state": (("ListQueries", {"state": -1}), ["state"]),
+    "destination that is none": (("ListQueries", {"destination": "example.com"}), ["destination"]),
+    "destination with a path": (
+        ("ListQueries", {"destination": "https://example.com/x"}),
+        ["destination"],
+    ),
+    "unknown failure_reason": (("ListQueries", {"failure_reason": "BAD_LUCK"}), ["failure_reason"]),
+    "failure_reason with the prefix": (
+        ("ListQueries", {"failure_reason": "ERROR_REASON_TIMEOUT"}),
+        ["failure_reason"],
+    ),
+    "failure_reason of what did not fail": (
+        ("ListQueries", {"failure_reason": "TIMEOUT", "state": query_pb2.QUERY_STATE_DELIVERED}),
+        ["failure_reason"],
+    ),
+    "time after the year 9999": (
+        ("ListQueries", {"created_after": timestamp_pb2.Timestamp(seconds=2**62)}),
+        ["created_after"],
+    ),
+    "time of too many nanoseconds": (
+        ("ListQueries", {"created_before": timestamp_pb2.Timestamp(nanos=-1)}),
+        ["created_before"],
+    ),
+    "span of no time": (
+        (
+            "ListQueries",
+            {
+                "created_after": timestamp_pb2.Timestamp(seconds=5),
+                "created_before": timestamp_pb2.Timestamp(seconds=5),
+            },
+        ),
+        ["created_before"],
+    ),
+    "no filter to cancel by": (("CancelQueries", {}), ["filter"]),
+    "empty filter to cancel by": (("CancelQueries", {"filter": {}}), ["filter"]),
+    "all to be cancelled, and a filter": (
+        ("CancelQueries", {"filter": {"destination": "http://a.test"}, "all": True}),
+        ["all"],
+    ),
+    "final state to cancel": (
+        ("CancelQueries", {"filter": {"state": query_pb2.QUERY_STATE_DELIVERED}}),
+        ["filter.state"],
+    ),
+    "failure_reason to cancel": (
+        ("CancelQueries", {"filter": {"failure_reason": "TIMEOUT"}}),
+        ["filter.failure_reason"],
+    ),
+    "no state to redeliver": (
+        ("RedeliverQueries", {"filter": {"destination": "http://a.test"}}),
+        ["filter.state"],
+    ),
+    "state to redeliver that is not final": (
+        ("RedeliverQueries", {"filter": {"state": query_pb2.QUERY_STATE_QUEUED}}),
+        ["filter.state"],
+    ),
+    "all of a filter": (
+        (
+            "RedeliverQueries",
+            {
+                "filter": {
+                    "state": 99,
+                    "destination": "x",
+                    "failure_reason": "x",
+                    "created_after": timestamp_pb2.Timestamp(nanos=-1),
+                }
+            },
+        ),
+        [
+            "filter.state",
+            "filter.failure_reason",
+            "filter.created_after",
+            "filter.destination",
+        ],
+    ),
     "all of a list": (("ListQueries", {"state": 99, "page_size": -1}), ["page_size", "state"]),
 }
 BAD_PICTURES = {
@@ -333,6 +406,17 @@ BAD_PAGE_TOKENS: dict[str, tuple[str, Callable[[dict[str, str]], dict[str, Any]]
         lambda tokens: {
             "page_token": tokens["queries-page"],
             "state": query_pb2.QUERY_STATE_CANCELLED,
+        },
+    ),
+    "of a list, to cancel by": (
+        "CancelQueries",
+        lambda tokens: {"page_token": tokens["queries-page"], "all": True},
+    ),
+    "of a list, to redeliver by": (
+        "RedeliverQueries",
+        lambda tokens: {
+            "page_token": tokens["queries-page"],
+            "filter": {"state": query_pb2.QUERY_STATE_FAILED},
         },
     ),
 }

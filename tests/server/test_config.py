@@ -105,3 +105,9 @@ def test_a_token_is_not_in_what_is_printed() -> None:
 def test_clarifais_ids_are_ids(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"clarifai_{name} must be an id"):
         ClarifaiSettings(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("proxy", ["proxy:3128", "https://proxy:3128", "http://u:p@proxy:3128"])
+def test_a_proxy_is_named_by_a_plain_url(proxy: str) -> None:
+    with pytest.raises(ConfigError, match="callback_proxy must be http://HOST:PORT, not"):
+        Config(callback_proxy=proxy)

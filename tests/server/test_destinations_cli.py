@@ -79,7 +79,33 @@ def test_a_breaker_is_opened_by_name_until_it_is_closed(store: Store) -> None:
     assert [] == store.breakers.not_closed()
 
 
-@pytest.mark.parametrize("command", ["close", "open"])
+def test_a_destination_is_paused_before_its_first_query(store: Store) -> None:
+    result = run(store, "pause", "HTTPS://New.test")
+    store.submit(destination="https://new.test:443")
+    listed = json.loads(run(store, "list", "--json").stdout)
+    again = run(store, "pause", "https://new.test:443")
+    resumed = run(store, "resume", "https://new.test:443")
+
+    assert (0, "paused https://new.test:443\n") == (result.exit_code, result.stdout)
+    assert ("https://new.test:443", "HELD", 1) == (
+        listed["name"],
+        listed["breaker"],
+        listed["waiting"],
+    )
+    assert (0, "paused https://new.test:443\n") == (again.exit_code, again.stdout)
+    assert (0, "resumed https://new.test:443\n") == (resumed.exit_code, resumed.stdout)
+    assert [] == store.breakers.not_closed()
+
+
+@pytest.mark.parametrize("name", ["new.test", "ftp://new.test", "https://new.test/path", ""])
+def test_only_scheme_host_and_port_can_be_paused(store: Store, name: str) -> None:
+    result = run(store, "pause", name)
+
+    assert 1 == result.exit_code
+    assert 0 == store.count("destination")
+
+
+@pytest.mark.parametrize("command", ["close", "open", "resume"])
 def test_what_is_no_destination_is_an_error(store: Store, command: str) -> None:
     result = run(store, command, "https://nobody.test:443")
 

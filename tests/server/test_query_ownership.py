@@ -33,8 +33,8 @@ BY_ID: Final = [
     for method in METHODS
     if any(field.name == "query_id" for field in method.input_type.fields)
 ]
-#: The other RPCs of queries: each has tests of its own below.
-OTHERS: Final = ["SubmitQuery", "ListQueries"]
+#: The other RPCs of queries: each has tests of its own, below or in test_query_filters.py.
+OTHERS: Final = ["SubmitQuery", "ListQueries", "CancelQueries", "RedeliverQueries"]
 #: States that a query of the owner's reaches by itself: on which path, and how it is submitted.
 FINAL: Final[dict[str, dict[str, Any]]] = {
     "DELIVERED": {"path": "/taken"},

@@ -103,7 +103,7 @@ def test_symbols_are_described_with_all_that_they_need(
     pool = descriptor_pool.DescriptorPool()
     for file in _in_order(files):
         pool.Add(file)
-    assert 13 == len(pool.FindServiceByName(SERVICE).methods)
+    assert 15 == len(pool.FindServiceByName(SERVICE).methods)
 
 
 def _in_order(

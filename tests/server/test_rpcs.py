@@ -1,4 +1,4 @@
-"""All thirteen RPCs over loopback: what they promise in image_service.proto, and what they refuse."""
+"""The RPCs over loopback: what they promise in image_service.proto, and what they refuse."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from picback.v1 import image_service_pb2 as pb
 from picback.v1 import image_service_pb2_grpc
 from server.app import App
 from server.config import Config, ConfigError, TlsSettings
+from tests.connect_proxy import ConnectProxy
 from tests.dispatcher.faults import server_context
 from tests.receiver import Receiver
 from tests.server.serving import config_of, first_key, serving
@@ -115,6 +117,49 @@ def test_receivers_of_an_authority_of_ones_own_are_called_back(tmp_path: Path) -
         (received,) = receiver.wait_for(1)
 
     assert query.id == received.headers["webhook-id"]
+
+
+def test_receivers_are_shown_a_certificate_and_reached_through_the_operators_proxy(
+    tmp_path: Path,
+) -> None:
+    context = server_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(AUTHORITY)
+    with (
+        Receiver(ssl_context=context) as receiver,
+        ConnectProxy() as proxy,
+        running(
+            tmp_path / "data",
+            allow_callback=(receiver.address,),
+            callback_ca=AUTHORITY,
+            callback_cert=TLS / "other.pem",
+            callback_proxy=f"http://127.0.0.1:{proxy.port}",
+        ) as service,
+    ):
+        request = pb.SubmitQueryRequest(text="a dog", callback_url=receiver.url)
+        query = service.stub.SubmitQuery(request, metadata=service.metadata).query
+        (received,) = receiver.wait_for(1)
+
+    assert query.id == received.headers["webhook-id"]
+    assert [receiver.address] == proxy.targets
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"callback_cert": "missing.pem"},
+        {"callback_cert": "make.sh"},
+        {"callback_cert": "ca.pem"},
+        {"callback_cert": "receiver.pem", "callback_key": "other.pem"},
+        {"callback_key": "other.pem"},
+    ],
+)
+def test_a_certificate_for_receivers_that_cannot_be_used_is_told_at_start(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    options: dict[str, Any] = {name: TLS / file for name, file in files.items()}
+    with pytest.raises(ConfigError, match=r"^callback_(cert, callback_key: |key needs )"):
+        App(Config(data=tmp_path / "data", listen="127.0.0.1:0", **options))
 
 
 @pytest.mark.parametrize("name", ["missing.pem", "make.sh"])

@@ -128,7 +128,7 @@ def test_a_database_of_schema_5_opens_with_every_row_and_attempt(
         with closing(Database.own(old)) as database:
             before = _queries(database)
     with closing(Database.own(old)) as database:
-        found = Store(database).queries.page(before=None, size=99, state=None)
+        found = Store(database).page(before=None, size=99, state=None)
 
         assert before == _queries(database)
         assert len(QUERIES) == len(found)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from storage.images import TaggingFailed, TagLater, TagsFound
+from storage.query_filters import QueryFilter
 from storage.query_records import Delivered, RetryAt
 from tests.fakes import START
 from tests.storage.querying import GIVEN_UP, MATCHED, lease_one
-from tests.store import attempt
+from tests.store import DESTINATION, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,11 +111,11 @@ def test_the_way_of_a_query_goes_by_indexes(store: Store) -> None:
         store.breakers.hold("http://a.test:80")
         store.queries.void_leases(max_attempts=3, now=START)
         # Without either it begins at the newest and stops after a page: a scan, but no long one.
-        store.queries.page(before=5, size=1, state=None)
-        store.queries.page(before=5, size=1, state="FAILED")
-        store.queries.page(before=None, size=1, state="FAILED")
-        store.queries.page(before=5, size=1, state=None, key_id=query.key_id)
-        store.queries.page(before=5, size=1, state="FAILED", key_id=query.key_id)
+        store.page(before=5, size=1, state=None)
+        store.page(before=5, size=1, state="FAILED")
+        store.page(before=None, size=1, state="FAILED")
+        store.page(before=5, size=1, state=None, key_id=query.key_id)
+        store.page(before=5, size=1, state="FAILED", key_id=query.key_id)
         store.queries.get(query.id, key_id=query.key_id)
         store.queries.cancel(query.id, key_id=query.key_id, now=START)
         store.api_keys.signing_secrets(query.key_id, now=START)
@@ -123,25 +124,50 @@ def test_the_way_of_a_query_goes_by_indexes(store: Store) -> None:
     assert {} == scans(plans)
 
 
+KEY, FAILED, THERE = ("key_id", "key_1"), ("states", ("FAILED",)), ("destination", DESTINATION)
+OPEN = ("states", ("QUEUED", "DELIVERING"))
+
+
 @pytest.mark.parametrize("before", [None, 5])
 @pytest.mark.parametrize(
-    ("key", "state", "index"),
+    ("conditions", "step"),
     [
-        ("key_1", None, "query_key (key_id=?"),
-        ("key_1", "FAILED", "query_key_state (key_id=? AND state=?"),
-        (None, "FAILED", "query_state (state=?"),
+        ([], "PRIMARY KEY ("),
+        ([KEY], "query_key (key_id=? AND "),
+        ([FAILED], "query_state (state=? AND "),
+        ([OPEN], "query_state (state=? AND "),
+        ([KEY, FAILED], "query_key_state (key_id=? AND state=? AND "),
+        ([KEY, OPEN], "query_key_state (key_id=? AND state=? AND "),
+        ([THERE], "query_destination (destination_id=? AND "),
+        ([KEY, THERE], "query_destination (destination_id=? AND "),
+        ([THERE, ("states", ("DELIVERED",))], "query_destination (destination_id=? AND "),
+        ([THERE, FAILED], "query_state (state=? AND "),
+        ([KEY, THERE, FAILED], "query_key_state (key_id=? AND state=? AND "),
+        (
+            [KEY, FAILED, ("failure_reason", "TIMEOUT")],
+            "query_key_state (key_id=? AND state=? AND ",
+        ),
+        ([KEY, ("created_before", START)], "query_key (key_id=? AND "),
+        ([("created_after", START)], "PRIMARY KEY ("),
     ],
 )
-def test_a_page_of_queries_reads_only_its_own_rows_and_in_their_order(
-    store: Store, key: str | None, state: str | None, index: str, before: int | None
+def test_a_search_examines_one_range_of_the_index_that_its_bound_is_counted_in(
+    store: Store, conditions: list[tuple[str, Any]], step: str, before: int | None
 ) -> None:
     """As fast for a key with few queries among millions as for the one that has the millions."""
+    store.submit()
     with explained(store) as plans:
-        store.queries.page(before=before, size=1, state=state, key_id=key)
+        store.page(before=before, size=1, **dict(conditions))
+        store.queries.search(QueryFilter(**dict(conditions))).count(before=before)
 
-    (step,) = next(iter(plans.values()))  # no second one, which would sort
-    assert step.startswith(f"SEARCH query USING INDEX {index}")
-    assert ("seq<?" in step) == (before is not None)
+    searches = [steps for sql, steps in plans.items() if "seq BETWEEN" in sql]
+    assert len(searches) >= 3  # where to stop, a page, and a count
+    for first, *others in searches:
+        assert first.startswith("SEARCH query USING")
+        assert f"{step}{'rowid' if 'PRIMARY' in step else 'seq'}>?" in first
+        # Of two states at most what was examined is sorted.
+        assert others in ([], ["USE TEMP B-TREE FOR ORDER BY"] if OPEN in conditions else [])
+    assert {"SCAN (subquery-1)"} >= set(scans(plans).values())  # of ids, with a LIMIT
 
 
 def test_a_scan_is_seen_as_one(store: Store) -> None:

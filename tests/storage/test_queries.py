@@ -276,9 +276,9 @@ def test_pages_go_from_newest_to_oldest_and_can_be_of_one_state(store: Store) ->
         store.queries.cancel(made[number], now=START)
 
     def listed(state: str | None, size: int) -> list[str]:
-        pages = [store.queries.page(before=None, size=size, state=state)]
+        pages = [store.page(before=None, size=size, state=state)]
         while pages[-1]:
-            pages.append(store.queries.page(before=pages[-1][-1].seq, size=size, state=state))
+            pages.append(store.page(before=pages[-1][-1].seq, size=size, state=state))
         return [query.text for query in itertools.chain(*pages)]
 
     assert ["4", "3", "2", "1", "0"] == listed(None, 2) == listed(None, 5)
@@ -309,7 +309,7 @@ def test_pages_of_a_key_hold_its_queries_only(store: Store) -> None:
     store.queries.cancel(made[1].id, now=START)
 
     def listed(state: str | None, before: int | None = None) -> list[int]:
-        found = store.queries.page(before=before, size=9, state=state, key_id=made[0].key_id)
+        found = store.page(before=before, size=9, state=state, key_id=made[0].key_id)
         return [query.seq for query in found]
 
     assert [made[4].seq, made[2].seq, made[0].seq] == listed(None)
@@ -322,10 +322,8 @@ def test_a_page_tells_the_attempts_of_each_query(store: Store) -> None:
     first = settled(store, Delivered())
     second = settled(store, GIVEN_UP)
 
-    assert [second, first] == store.queries.page(before=None, size=9, state=None)
-    assert [1, 1] == [
-        len(query.attempts) for query in store.queries.page(before=None, size=9, state=None)
-    ]
+    assert [second, first] == store.page(before=None, size=9, state=None)
+    assert [1, 1] == [len(query.attempts) for query in store.page(before=None, size=9, state=None)]
 
 
 def test_changes_of_a_query_wake_those_who_watch_it(store: Store) -> None:

@@ -251,7 +251,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(state=st.sampled_from(FINAL))
     def redeliver_all(self, state: str) -> None:
-        found = self.store.queries.page(before=None, size=1000, state=state)
+        found = self.store.page(before=None, size=1000, state=state)
 
         assert {id_ for id_, query in self.model.queries.items() if query.state == state} == {
             query.id for query in found
@@ -316,7 +316,7 @@ class Queue(RuleBasedStateMachine):
                 {attempt.number: attempt.failure_reason for attempt in query.attempts},
                 (query.ended_at is not None, query.failure_reason),
             )
-            for query in self.store.queries.page(before=None, size=1000, state=None)
+            for query in self.store.page(before=None, size=1000, state=None)
         }
         assert {
             id_: (
@@ -333,7 +333,7 @@ class Queue(RuleBasedStateMachine):
     def each_key_has_its_own_queries(self) -> None:
         for key_id in self.views:
             for state in (None, "UNMATCHED", "QUEUED"):
-                found = self.store.queries.page(before=None, size=1000, state=state, key_id=key_id)
+                found = self.store.page(before=None, size=1000, state=state, key_id=key_id)
                 assert [
                     id_
                     for id_, query in reversed(self.model.queries.items())

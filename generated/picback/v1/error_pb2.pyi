@@ -53,7 +53,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the callback's host is not one that this server may call."""
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 11
     """INVALID_ARGUMENT: the page token is not one that this method gave for the
-    same filter; of ListQueries: to the same key.
+    same filter; of methods of queries: to the same key.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 12
     """INVALID_ARGUMENT: this request_id was used before, for another request."""
@@ -85,8 +85,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     image that was stored and that the tagger could not process within them.
     """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 22
-    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
-    named in metadata "limit". Nothing was stored; the same call works later.
+    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key, or the query, is
+    over the limit named in metadata "limit". Nothing was changed; the same call
+    works later.
     """
     ERROR_REASON_REQUEST_TIMEOUT: _ErrorReason.ValueType  # 23
     """DEADLINE_EXCEEDED: the call began, and its request did not arrive within the
@@ -173,7 +174,7 @@ ERROR_REASON_CALLBACK_FORBIDDEN: ErrorReason.ValueType  # 10
 """INVALID_ARGUMENT: the callback's host is not one that this server may call."""
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 11
 """INVALID_ARGUMENT: the page token is not one that this method gave for the
-same filter; of ListQueries: to the same key.
+same filter; of methods of queries: to the same key.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 12
 """INVALID_ARGUMENT: this request_id was used before, for another request."""
@@ -205,8 +206,9 @@ of time and memory; the same bytes fail again. Also in Image.failure, of an
 image that was stored and that the tagger could not process within them.
 """
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 22
-"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key is over the limit
-named in metadata "limit". Nothing was stored; the same call works later.
+"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the API key, or the query, is
+over the limit named in metadata "limit". Nothing was changed; the same call
+works later.
 """
 ERROR_REASON_REQUEST_TIMEOUT: ErrorReason.ValueType  # 23
 """DEADLINE_EXCEEDED: the call began, and its request did not arrive within the

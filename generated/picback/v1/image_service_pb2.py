@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from picback.v1 import image_pb2 as picback_dot_v1_dot_image__pb2
 from picback.v1 import query_pb2 as picback_dot_v1_dot_query__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epicback/v1/image_service.proto\x12\npicback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16picback/v1/image.proto\x1a\x16picback/v1/query.proto\"i\n\x12UploadImageRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x1d\n\x04tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07no_wait\x18\x04 \x01(\x08\"H\n\x13UploadImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"4\n\x10GetImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"*\n\x16GetImageContentRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"N\n\x17GetImageContentResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.picback.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x16UpdateImageTagsRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12!\n\x08set_tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\";\n\x17UpdateImageTagsResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"=\n\x12\x44\x65leteImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteImageResponse\"1\n\x12MatchImagesRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"I\n\x13MatchImagesResponse\x12\x0e\n\x06lemmas\x18\x01 \x03(\t\x12\"\n\x07matches\x18\x02 \x03(\x0b\x32\x11.picback.v1.Match\"\xad\x01\n\x12SubmitQueryRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61llback_url\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x30\n\rgive_up_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x0con_unmatched\x18\x05 \x01(\x0e\x32\x17.picback.v1.OnUnmatched\"H\n\x13SubmitQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"4\n\x10GetQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"b\n\x12ListQueriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.picback.v1.QueryState\"R\n\x13ListQueriesResponse\x12\"\n\x07queries\x18\x01 \x03(\x0b\x32\x11.picback.v1.Query\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x11WatchQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"6\n\x12WatchQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"&\n\x12\x43\x61ncelQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"7\n\x13\x43\x61ncelQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\")\n\x15RedeliverQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\":\n\x16RedeliverQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query2\xe5\x08\n\x0cImageService\x12S\n\x0bUploadImage\x12\x1e.picback.v1.UploadImageRequest\x1a\x1f.picback.v1.UploadImageResponse\"\x03\x90\x02\x02\x12J\n\x08GetImage\x12\x1b.picback.v1.GetImageRequest\x1a\x1c.picback.v1.GetImageResponse\"\x03\x90\x02\x01\x12_\n\x0fGetImageContent\x12\".picback.v1.GetImageContentRequest\x1a#.picback.v1.GetImageContentResponse\"\x03\x90\x02\x01\x12P\n\nListImages\x12\x1d.picback.v1.ListImagesRequest\x1a\x1e.picback.v1.ListImagesResponse\"\x03\x90\x02\x01\x12_\n\x0fUpdateImageTags\x12\".picback.v1.UpdateImageTagsRequest\x1a#.picback.v1.UpdateImageTagsResponse\"\x03\x90\x02\x02\x12S\n\x0b\x44\x65leteImage\x12\x1e.picback.v1.DeleteImageRequest\x1a\x1f.picback.v1.DeleteImageResponse\"\x03\x90\x02\x02\x12S\n\x0bMatchImages\x12\x1e.picback.v1.MatchImagesRequest\x1a\x1f.picback.v1.MatchImagesResponse\"\x03\x90\x02\x01\x12S\n\x0bSubmitQuery\x12\x1e.picback.v1.SubmitQueryRequest\x1a\x1f.picback.v1.SubmitQueryResponse\"\x03\x90\x02\x02\x12J\n\x08GetQuery\x12\x1b.picback.v1.GetQueryRequest\x1a\x1c.picback.v1.GetQueryResponse\"\x03\x90\x02\x01\x12S\n\x0bListQueries\x12\x1e.picback.v1.ListQueriesRequest\x1a\x1f.picback.v1.ListQueriesResponse\"\x03\x90\x02\x01\x12R\n\nWatchQuery\x12\x1d.picback.v1.WatchQueryRequest\x1a\x1e.picback.v1.WatchQueryResponse\"\x03\x90\x02\x01\x30\x01\x12S\n\x0b\x43\x61ncelQuery\x12\x1e.picback.v1.CancelQueryRequest\x1a\x1f.picback.v1.CancelQueryResponse\"\x03\x90\x02\x02\x12W\n\x0eRedeliverQuery\x12!.picback.v1.RedeliverQueryRequest\x1a\".picback.v1.RedeliverQueryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epicback/v1/image_service.proto\x12\npicback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16picback/v1/image.proto\x1a\x16picback/v1/query.proto\"i\n\x12UploadImageRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x1d\n\x04tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07no_wait\x18\x04 \x01(\x08\"H\n\x13UploadImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"4\n\x10GetImageResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"*\n\x16GetImageContentRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"N\n\x17GetImageContentResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.picback.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x16UpdateImageTagsRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12!\n\x08set_tags\x18\x02 \x03(\x0b\x32\x0f.picback.v1.Tag\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\";\n\x17UpdateImageTagsResponse\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.picback.v1.Image\"=\n\x12\x44\x65leteImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteImageResponse\"1\n\x12MatchImagesRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"I\n\x13MatchImagesResponse\x12\x0e\n\x06lemmas\x18\x01 \x03(\t\x12\"\n\x07matches\x18\x02 \x03(\x0b\x32\x11.picback.v1.Match\"\xad\x01\n\x12SubmitQueryRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61llback_url\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x30\n\rgive_up_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x0con_unmatched\x18\x05 \x01(\x0e\x32\x17.picback.v1.OnUnmatched\"H\n\x13SubmitQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"#\n\x0fGetQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"4\n\x10GetQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"\x83\x02\n\x12ListQueriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.picback.v1.QueryState\x12\x13\n\x0b\x64\x65stination\x18\x04 \x01(\t\x12\x31\n\rcreated_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x66\x61ilure_reason\x18\x07 \x01(\t\x12\x0b\n\x03key\x18\x08 \x01(\t\"\xd5\x01\n\x0bQueryFilter\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.picback.v1.QueryState\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x31\n\rcreated_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x66\x61ilure_reason\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\t\"R\n\x13ListQueriesResponse\x12\"\n\x07queries\x18\x01 \x03(\x0b\x32\x11.picback.v1.Query\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x11WatchQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"6\n\x12WatchQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"&\n\x12\x43\x61ncelQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"7\n\x13\x43\x61ncelQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\")\n\x15RedeliverQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\":\n\x16RedeliverQueryResponse\x12 \n\x05query\x18\x01 \x01(\x0b\x32\x11.picback.v1.Query\"w\n\x14\x43\x61ncelQueriesRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.picback.v1.QueryFilter\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0b\n\x03\x61ll\x18\x04 \x01(\x08\"`\n\x15\x43\x61ncelQueriesResponse\x12\x15\n\rmatched_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x63\x61ncelled_count\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"m\n\x17RedeliverQueriesRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.picback.v1.QueryFilter\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x18RedeliverQueriesResponse\x12\x15\n\rmatched_count\x18\x01 \x01(\x03\x12\x19\n\x11redelivered_count\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t2\x9f\n\n\x0cImageService\x12S\n\x0bUploadImage\x12\x1e.picback.v1.UploadImageRequest\x1a\x1f.picback.v1.UploadImageResponse\"\x03\x90\x02\x02\x12J\n\x08GetImage\x12\x1b.picback.v1.GetImageRequest\x1a\x1c.picback.v1.GetImageResponse\"\x03\x90\x02\x01\x12_\n\x0fGetImageContent\x12\".picback.v1.GetImageContentRequest\x1a#.picback.v1.GetImageContentResponse\"\x03\x90\x02\x01\x12P\n\nListImages\x12\x1d.picback.v1.ListImagesRequest\x1a\x1e.picback.v1.ListImagesResponse\"\x03\x90\x02\x01\x12_\n\x0fUpdateImageTags\x12\".picback.v1.UpdateImageTagsRequest\x1a#.picback.v1.UpdateImageTagsResponse\"\x03\x90\x02\x02\x12S\n\x0b\x44\x65leteImage\x12\x1e.picback.v1.DeleteImageRequest\x1a\x1f.picback.v1.DeleteImageResponse\"\x03\x90\x02\x02\x12S\n\x0bMatchImages\x12\x1e.picback.v1.MatchImagesRequest\x1a\x1f.picback.v1.MatchImagesResponse\"\x03\x90\x02\x01\x12S\n\x0bSubmitQuery\x12\x1e.picback.v1.SubmitQueryRequest\x1a\x1f.picback.v1.SubmitQueryResponse\"\x03\x90\x02\x02\x12J\n\x08GetQuery\x12\x1b.picback.v1.GetQueryRequest\x1a\x1c.picback.v1.GetQueryResponse\"\x03\x90\x02\x01\x12S\n\x0bListQueries\x12\x1e.picback.v1.ListQueriesRequest\x1a\x1f.picback.v1.ListQueriesResponse\"\x03\x90\x02\x01\x12R\n\nWatchQuery\x12\x1d.picback.v1.WatchQueryRequest\x1a\x1e.picback.v1.WatchQueryResponse\"\x03\x90\x02\x01\x30\x01\x12S\n\x0b\x43\x61ncelQuery\x12\x1e.picback.v1.CancelQueryRequest\x1a\x1f.picback.v1.CancelQueryResponse\"\x03\x90\x02\x02\x12W\n\x0eRedeliverQuery\x12!.picback.v1.RedeliverQueryRequest\x1a\".picback.v1.RedeliverQueryResponse\x12Y\n\rCancelQueries\x12 .picback.v1.CancelQueriesRequest\x1a!.picback.v1.CancelQueriesResponse\"\x03\x90\x02\x02\x12]\n\x10RedeliverQueries\x12#.picback.v1.RedeliverQueriesRequest\x1a$.picback.v1.RedeliverQueriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,58 +59,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGESERVICE'].methods_by_name['WatchQuery']._serialized_options = b'\220\002\001'
   _globals['_IMAGESERVICE'].methods_by_name['CancelQuery']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['CancelQuery']._serialized_options = b'\220\002\002'
-  _globals['_UPLOADIMAGEREQUEST']._serialized_start=126
-  _globals['_UPLOADIMAGEREQUEST']._serialized_end=231
-  _globals['_UPLOADIMAGERESPONSE']._serialized_start=233
-  _globals['_UPLOADIMAGERESPONSE']._serialized_end=305
-  _globals['_GETIMAGEREQUEST']._serialized_start=307
-  _globals['_GETIMAGEREQUEST']._serialized_end=342
-  _globals['_GETIMAGERESPONSE']._serialized_start=344
-  _globals['_GETIMAGERESPONSE']._serialized_end=396
-  _globals['_GETIMAGECONTENTREQUEST']._serialized_start=398
-  _globals['_GETIMAGECONTENTREQUEST']._serialized_end=440
-  _globals['_GETIMAGECONTENTRESPONSE']._serialized_start=442
-  _globals['_GETIMAGECONTENTRESPONSE']._serialized_end=520
-  _globals['_LISTIMAGESREQUEST']._serialized_start=522
-  _globals['_LISTIMAGESREQUEST']._serialized_end=580
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=582
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=662
-  _globals['_UPDATEIMAGETAGSREQUEST']._serialized_start=664
-  _globals['_UPDATEIMAGETAGSREQUEST']._serialized_end=762
-  _globals['_UPDATEIMAGETAGSRESPONSE']._serialized_start=764
-  _globals['_UPDATEIMAGETAGSRESPONSE']._serialized_end=823
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=825
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=886
-  _globals['_DELETEIMAGERESPONSE']._serialized_start=888
-  _globals['_DELETEIMAGERESPONSE']._serialized_end=909
-  _globals['_MATCHIMAGESREQUEST']._serialized_start=911
-  _globals['_MATCHIMAGESREQUEST']._serialized_end=960
-  _globals['_MATCHIMAGESRESPONSE']._serialized_start=962
-  _globals['_MATCHIMAGESRESPONSE']._serialized_end=1035
-  _globals['_SUBMITQUERYREQUEST']._serialized_start=1038
-  _globals['_SUBMITQUERYREQUEST']._serialized_end=1211
-  _globals['_SUBMITQUERYRESPONSE']._serialized_start=1213
-  _globals['_SUBMITQUERYRESPONSE']._serialized_end=1285
-  _globals['_GETQUERYREQUEST']._serialized_start=1287
-  _globals['_GETQUERYREQUEST']._serialized_end=1322
-  _globals['_GETQUERYRESPONSE']._serialized_start=1324
-  _globals['_GETQUERYRESPONSE']._serialized_end=1376
-  _globals['_LISTQUERIESREQUEST']._serialized_start=1378
-  _globals['_LISTQUERIESREQUEST']._serialized_end=1476
-  _globals['_LISTQUERIESRESPONSE']._serialized_start=1478
-  _globals['_LISTQUERIESRESPONSE']._serialized_end=1560
-  _globals['_WATCHQUERYREQUEST']._serialized_start=1562
-  _globals['_WATCHQUERYREQUEST']._serialized_end=1599
-  _globals['_WATCHQUERYRESPONSE']._serialized_start=1601
-  _globals['_WATCHQUERYRESPONSE']._serialized_end=1655
-  _globals['_CANCELQUERYREQUEST']._serialized_start=1657
-  _globals['_CANCELQUERYREQUEST']._serialized_end=1695
-  _globals['_CANCELQUERYRESPONSE']._serialized_start=1697
-  _globals['_CANCELQUERYRESPONSE']._serialized_end=1752
-  _globals['_REDELIVERQUERYREQUEST']._serialized_start=1754
-  _globals['_REDELIVERQUERYREQUEST']._serialized_end=1795
-  _globals['_REDELIVERQUERYRESPONSE']._serialized_start=1797
-  _globals['_REDELIVERQUERYRESPONSE']._serialized_end=1855
-  _globals['_IMAGESERVICE']._serialized_start=1858
-  _globals['_IMAGESERVICE']._serialized_end=2983
+  _globals['_IMAGESERVICE'].methods_by_name['CancelQueries']._loaded_options = None
+  _globals['_IMAGESERVICE'].methods_by_name['CancelQueries']._serialized_options = b'\220\002\002'
+  _globals['_UPLOADIMAGEREQUEST']._serialized_start=159
+  _globals['_UPLOADIMAGEREQUEST']._serialized_end=264
+  _globals['_UPLOADIMAGERESPONSE']._serialized_start=266
+  _globals['_UPLOADIMAGERESPONSE']._serialized_end=338
+  _globals['_GETIMAGEREQUEST']._serialized_start=340
+  _globals['_GETIMAGEREQUEST']._serialized_end=375
+  _globals['_GETIMAGERESPONSE']._serialized_start=377
+  _globals['_GETIMAGERESPONSE']._serialized_end=429
+  _globals['_GETIMAGECONTENTREQUEST']._serialized_start=431
+  _globals['_GETIMAGECONTENTREQUEST']._serialized_end=473
+  _globals['_GETIMAGECONTENTRESPONSE']._serialized_start=475
+  _globals['_GETIMAGECONTENTRESPONSE']._serialized_end=553
+  _globals['_LISTIMAGESREQUEST']._serialized_start=555
+  _globals['_LISTIMAGESREQUEST']._serialized_end=613
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=615
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=695
+  _globals['_UPDATEIMAGETAGSREQUEST']._serialized_start=697
+  _globals['_UPDATEIMAGETAGSREQUEST']._serialized_end=795
+  _globals['_UPDATEIMAGETAGSRESPONSE']._serialized_start=797
+  _globals['_UPDATEIMAGETAGSRESPONSE']._serialized_end=856
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=858
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=919
+  _globals['_DELETEIMAGERESPONSE']._serialized_start=921
+  _globals['_DELETEIMAGERESPONSE']._serialized_end=942
+  _globals['_MATCHIMAGESREQUEST']._serialized_start=944
+  _globals['_MATCHIMAGESREQUEST']._serialized_end=993
+  _globals['_MATCHIMAGESRESPONSE']._serialized_start=995
+  _globals['_MATCHIMAGESRESPONSE']._serialized_end=1068
+  _globals['_SUBMITQUERYREQUEST']._serialized_start=1071
+  _globals['_SUBMITQUERYREQUEST']._serialized_end=1244
+  _globals['_SUBMITQUERYRESPONSE']._serialized_start=1246
+  _globals['_SUBMITQUERYRESPONSE']._serialized_end=1318
+  _globals['_GETQUERYREQUEST']._serialized_start=1320
+  _globals['_GETQUERYREQUEST']._serialized_end=1355
+  _globals['_GETQUERYRESPONSE']._serialized_start=1357
+  _globals['_GETQUERYRESPONSE']._serialized_end=1409
+  _globals['_LISTQUERIESREQUEST']._serialized_start=1412
+  _globals['_LISTQUERIESREQUEST']._serialized_end=1671
+  _globals['_QUERYFILTER']._serialized_start=1674
+  _globals['_QUERYFILTER']._serialized_end=1887
+  _globals['_LISTQUERIESRESPONSE']._serialized_start=1889
+  _globals['_LISTQUERIESRESPONSE']._serialized_end=1971
+  _globals['_WATCHQUERYREQUEST']._serialized_start=1973
+  _globals['_WATCHQUERYREQUEST']._serialized_end=2010
+  _globals['_WATCHQUERYRESPONSE']._serialized_start=2012
+  _globals['_WATCHQUERYRESPONSE']._serialized_end=2066
+  _globals['_CANCELQUERYREQUEST']._serialized_start=2068
+  _globals['_CANCELQUERYREQUEST']._serialized_end=2106
+  _globals['_CANCELQUERYRESPONSE']._serialized_start=2108
+  _globals['_CANCELQUERYRESPONSE']._serialized_end=2163
+  _globals['_REDELIVERQUERYREQUEST']._serialized_start=2165
+  _globals['_REDELIVERQUERYREQUEST']._serialized_end=2206
+  _globals['_REDELIVERQUERYRESPONSE']._serialized_start=2208
+  _globals['_REDELIVERQUERYRESPONSE']._serialized_end=2266
+  _globals['_CANCELQUERIESREQUEST']._serialized_start=2268
+  _globals['_CANCELQUERIESREQUEST']._serialized_end=2387
+  _globals['_CANCELQUERIESRESPONSE']._serialized_start=2389
+  _globals['_CANCELQUERIESRESPONSE']._serialized_end=2485
+  _globals['_REDELIVERQUERIESREQUEST']._serialized_start=2487
+  _globals['_REDELIVERQUERIESREQUEST']._serialized_end=2596
+  _globals['_REDELIVERQUERIESRESPONSE']._serialized_start=2598
+  _globals['_REDELIVERQUERIESRESPONSE']._serialized_end=2699
+  _globals['_IMAGESERVICE']._serialized_start=2702
+  _globals['_IMAGESERVICE']._serialized_end=4013
 # @@protoc_insertion_point(module_scope)

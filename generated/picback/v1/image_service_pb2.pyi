@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from picback.v1 import image_pb2 as _image_pb2
 from picback.v1 import query_pb2 as _query_pb2
@@ -228,7 +229,7 @@ class ListImagesResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]:
-        """Newest first."""
+        """Newest first. A page ends early when it has about 3,000,000 bytes."""
 
     def __init__(
         self,
@@ -525,35 +526,114 @@ Global___GetQueryResponse: _TypeAlias = GetQueryResponse  # noqa: Y015
 
 @_typing.final
 class ListQueriesRequest(_message.Message):
-    """Request of ListQueries."""
+    """Request of ListQueries. A query is listed if it satisfies every condition that
+    is given.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 1,000; 0 means 50, more than 1,000 means 1,000."""
     page_token: _builtins.str
-    """next_page_token of the page before, asked for by the same key with the same
-    state; empty for the first page.
+    """next_page_token of the page before, requested by the same key with the same
+    conditions; empty for the first page.
     """
     state: _query_pb2.QueryState.ValueType
-    """Only queries in this state; unspecified means any."""
+    """As in QueryFilter."""
+    destination: _builtins.str
+    """As in QueryFilter."""
+    failure_reason: _builtins.str
+    """As in QueryFilter."""
+    key: _builtins.str
+    """As in QueryFilter."""
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """As in QueryFilter."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """As in QueryFilter."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         state: _query_pb2.QueryState.ValueType = ...,
+        destination: _builtins.str = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        failure_reason: _builtins.str = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "destination", b"destination", "failure_reason", b"failure_reason", "key", b"key", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListQueriesRequest: _TypeAlias = ListQueriesRequest  # noqa: Y015
+
+@_typing.final
+class QueryFilter(_message.Message):
+    """Which queries: those that satisfy every condition that is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    state: _query_pb2.QueryState.ValueType
+    """In this state; unspecified means any."""
+    destination: _builtins.str
+    """Scheme, host and port of the callback URL, as in "https://example.com:443".
+    The port may be left out if it is the scheme's own. Empty means any.
+    """
+    failure_reason: _builtins.str
+    """FAILED with this Failure.reason, a name of ErrorReason without its prefix.
+    Empty means any query.
+    """
+    key: _builtins.str
+    """Submitted by the API key with this id ("key_..."). Needs the scope
+    queries.all, without which only the caller's own queries are visible. Empty
+    means any key.
+    """
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """Accepted at this time or later."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Accepted earlier than this time."""
+
+    def __init__(
+        self,
+        *,
+        state: _query_pb2.QueryState.ValueType = ...,
+        destination: _builtins.str = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        failure_reason: _builtins.str = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "destination", b"destination", "failure_reason", b"failure_reason", "key", b"key", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryFilter: _TypeAlias = QueryFilter  # noqa: Y015
 
 @_typing.final
 class ListQueriesResponse(_message.Message):
@@ -567,7 +647,11 @@ class ListQueriesResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[_query_pb2.Query]:
-        """Newest first."""
+        """Newest first. Fewer than page_size, even none, also before the last page: a
+        page ends when it has about 3,000,000 bytes, so that it stays below the 4 MiB
+        that gRPC clients accept by default, or when 20,000 queries that do not
+        satisfy the conditions were passed over.
+        """
 
     def __init__(
         self,
@@ -722,3 +806,144 @@ class RedeliverQueryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RedeliverQueryResponse: _TypeAlias = RedeliverQueryResponse  # noqa: Y015
+
+@_typing.final
+class CancelQueriesRequest(_message.Message):
+    """Request of CancelQueries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Change nothing; only count what matches."""
+    page_token: _builtins.str
+    """next_page_token of an earlier response to the same key, filter and
+    validate_only, to continue there; empty to begin.
+    """
+    all: _builtins.bool
+    """Allows an empty filter: every query that is not final is cancelled. A filter
+    with conditions excludes it.
+    """
+    @_builtins.property
+    def filter(self) -> Global___QueryFilter:
+        """At least one condition, unless "all" is true. The state, if given, is QUEUED
+        or DELIVERING; unspecified means both.
+        """
+
+    def __init__(
+        self,
+        *,
+        filter: Global___QueryFilter | None = ...,
+        validate_only: _builtins.bool = ...,
+        page_token: _builtins.str = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "filter", b"filter", "page_token", b"page_token", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelQueriesRequest: _TypeAlias = CancelQueriesRequest  # noqa: Y015
+
+@_typing.final
+class CancelQueriesResponse(_message.Message):
+    """Answer of CancelQueries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_COUNT_FIELD_NUMBER: _builtins.int
+    CANCELLED_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    matched_count: _builtins.int
+    """How many queries satisfied the filter."""
+    cancelled_count: _builtins.int
+    """How many of them were cancelled; 0 with validate_only. The others reached a
+    final state during the call.
+    """
+    next_page_token: _builtins.str
+    """Empty when every query was examined; otherwise the page_token of the call
+    that continues.
+    """
+    def __init__(
+        self,
+        *,
+        matched_count: _builtins.int = ...,
+        cancelled_count: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_count", b"cancelled_count", "matched_count", b"matched_count", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelQueriesResponse: _TypeAlias = CancelQueriesResponse  # noqa: Y015
+
+@_typing.final
+class RedeliverQueriesRequest(_message.Message):
+    """Request of RedeliverQueries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Change nothing; only count what matches."""
+    page_token: _builtins.str
+    """As in CancelQueriesRequest."""
+    @_builtins.property
+    def filter(self) -> Global___QueryFilter:
+        """The state is required: DELIVERED, FAILED, CANCELLED or UNMATCHED."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___QueryFilter | None = ...,
+        validate_only: _builtins.bool = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_token", b"page_token", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeliverQueriesRequest: _TypeAlias = RedeliverQueriesRequest  # noqa: Y015
+
+@_typing.final
+class RedeliverQueriesResponse(_message.Message):
+    """Answer of RedeliverQueries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_COUNT_FIELD_NUMBER: _builtins.int
+    REDELIVERED_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    matched_count: _builtins.int
+    """How many queries satisfied the filter."""
+    redelivered_count: _builtins.int
+    """How many of them are due now; 0 with validate_only. The others left the
+    filter's state during the call, or 10 of their attempts started within the
+    last minute.
+    """
+    next_page_token: _builtins.str
+    """As in CancelQueriesResponse."""
+    def __init__(
+        self,
+        *,
+        matched_count: _builtins.int = ...,
+        redelivered_count: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matched_count", b"matched_count", "next_page_token", b"next_page_token", "redelivered_count", b"redelivered_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeliverQueriesResponse: _TypeAlias = RedeliverQueriesResponse  # noqa: Y015

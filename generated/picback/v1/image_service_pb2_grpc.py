@@ -120,6 +120,16 @@ class ImageServiceStub:
                 request_serializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueryRequest.SerializeToString,
                 response_deserializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueryResponse.FromString,
                 _registered_method=True)
+        self.CancelQueries = channel.unary_unary(
+                '/picback.v1.ImageService/CancelQueries',
+                request_serializer=picback_dot_v1_dot_image__service__pb2.CancelQueriesRequest.SerializeToString,
+                response_deserializer=picback_dot_v1_dot_image__service__pb2.CancelQueriesResponse.FromString,
+                _registered_method=True)
+        self.RedeliverQueries = channel.unary_unary(
+                '/picback.v1.ImageService/RedeliverQueries',
+                request_serializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueriesRequest.SerializeToString,
+                response_deserializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueriesResponse.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
@@ -221,7 +231,8 @@ class ImageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListQueries(self, request, context):
-        """All queries of this key, newest first, page by page. Scope queries.read.
+        """The queries of this key that satisfy a filter, newest first, page by page.
+        Scope queries.read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,7 +260,35 @@ class ImageServiceServicer:
         """Calls back again about a query in a final state: the same webhook-id, the
         same match while its image exists, a schedule of attempts begun anew. An
         UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+        RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
+        attempts started within the last minute. Scope queries.write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelQueries(self, request, context):
+        """CancelQuery for every query that satisfies a filter, newest first, in one
+        call. Queries accepted after the call began are not changed. Repeating a call
+        is safe: a CANCELLED query stays as it is.
+
+        The changes are committed in batches: a call that ends early, because the
+        caller cancelled it or its deadline is near, keeps what it has changed. After
+        20 s, and half a second before the deadline, the response comes with a
+        next_page_token with which another call continues. At most 4 calls of
+        CancelQueries and RedeliverQueries run at a time; others are OVERLOADED.
         Scope queries.write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedeliverQueries(self, request, context):
+        """RedeliverQuery for every query that satisfies a filter, in one call, with the
+        same order, batches and bounds as CancelQueries. A query that was redelivered
+        is not in the filter's state any more, so repeating a call that ended early
+        does the rest; only queries that have reached that state again meanwhile are
+        redelivered twice. Scope queries.write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -322,6 +361,16 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.RedeliverQuery,
                     request_deserializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueryRequest.FromString,
                     response_serializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueryResponse.SerializeToString,
+            ),
+            'CancelQueries': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelQueries,
+                    request_deserializer=picback_dot_v1_dot_image__service__pb2.CancelQueriesRequest.FromString,
+                    response_serializer=picback_dot_v1_dot_image__service__pb2.CancelQueriesResponse.SerializeToString,
+            ),
+            'RedeliverQueries': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedeliverQueries,
+                    request_deserializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueriesRequest.FromString,
+                    response_serializer=picback_dot_v1_dot_image__service__pb2.RedeliverQueriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -696,6 +745,60 @@ class ImageService:
             '/picback.v1.ImageService/RedeliverQuery',
             picback_dot_v1_dot_image__service__pb2.RedeliverQueryRequest.SerializeToString,
             picback_dot_v1_dot_image__service__pb2.RedeliverQueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelQueries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/picback.v1.ImageService/CancelQueries',
+            picback_dot_v1_dot_image__service__pb2.CancelQueriesRequest.SerializeToString,
+            picback_dot_v1_dot_image__service__pb2.CancelQueriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedeliverQueries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/picback.v1.ImageService/RedeliverQueries',
+            picback_dot_v1_dot_image__service__pb2.RedeliverQueriesRequest.SerializeToString,
+            picback_dot_v1_dot_image__service__pb2.RedeliverQueriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -90,7 +90,9 @@ class ImageServiceStub:
     GetQuery: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.GetQueryRequest, _image_service_pb2.GetQueryResponse]
     """State, match and attempts of one query of this key. Scope queries.read."""
     ListQueries: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.ListQueriesRequest, _image_service_pb2.ListQueriesResponse]
-    """All queries of this key, newest first, page by page. Scope queries.read."""
+    """The queries of this key that satisfy a filter, newest first, page by page.
+    Scope queries.read.
+    """
     WatchQuery: _grpc.UnaryStreamMultiCallable[_image_service_pb2.WatchQueryRequest, _image_service_pb2.WatchQueryResponse]
     """The query now and again after each change, until a final state ends the
     stream with OK. The server ends the stream with UNAVAILABLE when it stops,
@@ -105,7 +107,27 @@ class ImageServiceStub:
     """Calls back again about a query in a final state: the same webhook-id, the
     same match while its image exists, a schedule of attempts begun anew. An
     UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+    RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
+    attempts started within the last minute. Scope queries.write.
+    """
+    CancelQueries: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.CancelQueriesRequest, _image_service_pb2.CancelQueriesResponse]
+    """CancelQuery for every query that satisfies a filter, newest first, in one
+    call. Queries accepted after the call began are not changed. Repeating a call
+    is safe: a CANCELLED query stays as it is.
+
+    The changes are committed in batches: a call that ends early, because the
+    caller cancelled it or its deadline is near, keeps what it has changed. After
+    20 s, and half a second before the deadline, the response comes with a
+    next_page_token with which another call continues. At most 4 calls of
+    CancelQueries and RedeliverQueries run at a time; others are OVERLOADED.
     Scope queries.write.
+    """
+    RedeliverQueries: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.RedeliverQueriesRequest, _image_service_pb2.RedeliverQueriesResponse]
+    """RedeliverQuery for every query that satisfies a filter, in one call, with the
+    same order, batches and bounds as CancelQueries. A query that was redelivered
+    is not in the filter's state any more, so repeating a call that ended early
+    does the rest; only queries that have reached that state again meanwhile are
+    redelivered twice. Scope queries.write.
     """
 
 @_typing.type_check_only
@@ -170,7 +192,9 @@ class ImageServiceAsyncStub(ImageServiceStub):
     GetQuery: _aio.UnaryUnaryMultiCallable[_image_service_pb2.GetQueryRequest, _image_service_pb2.GetQueryResponse]  # type: ignore[assignment]
     """State, match and attempts of one query of this key. Scope queries.read."""
     ListQueries: _aio.UnaryUnaryMultiCallable[_image_service_pb2.ListQueriesRequest, _image_service_pb2.ListQueriesResponse]  # type: ignore[assignment]
-    """All queries of this key, newest first, page by page. Scope queries.read."""
+    """The queries of this key that satisfy a filter, newest first, page by page.
+    Scope queries.read.
+    """
     WatchQuery: _aio.UnaryStreamMultiCallable[_image_service_pb2.WatchQueryRequest, _image_service_pb2.WatchQueryResponse]  # type: ignore[assignment]
     """The query now and again after each change, until a final state ends the
     stream with OK. The server ends the stream with UNAVAILABLE when it stops,
@@ -185,7 +209,27 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Calls back again about a query in a final state: the same webhook-id, the
     same match while its image exists, a schedule of attempts begun anew. An
     UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+    RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
+    attempts started within the last minute. Scope queries.write.
+    """
+    CancelQueries: _aio.UnaryUnaryMultiCallable[_image_service_pb2.CancelQueriesRequest, _image_service_pb2.CancelQueriesResponse]  # type: ignore[assignment]
+    """CancelQuery for every query that satisfies a filter, newest first, in one
+    call. Queries accepted after the call began are not changed. Repeating a call
+    is safe: a CANCELLED query stays as it is.
+
+    The changes are committed in batches: a call that ends early, because the
+    caller cancelled it or its deadline is near, keeps what it has changed. After
+    20 s, and half a second before the deadline, the response comes with a
+    next_page_token with which another call continues. At most 4 calls of
+    CancelQueries and RedeliverQueries run at a time; others are OVERLOADED.
     Scope queries.write.
+    """
+    RedeliverQueries: _aio.UnaryUnaryMultiCallable[_image_service_pb2.RedeliverQueriesRequest, _image_service_pb2.RedeliverQueriesResponse]  # type: ignore[assignment]
+    """RedeliverQuery for every query that satisfies a filter, in one call, with the
+    same order, batches and bounds as CancelQueries. A query that was redelivered
+    is not in the filter's state any more, so repeating a call that ended early
+    does the rest; only queries that have reached that state again meanwhile are
+    redelivered twice. Scope queries.write.
     """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -307,7 +351,9 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_service_pb2.ListQueriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_service_pb2.ListQueriesResponse, _abc.Awaitable[_image_service_pb2.ListQueriesResponse]]:
-        """All queries of this key, newest first, page by page. Scope queries.read."""
+        """The queries of this key that satisfy a filter, newest first, page by page.
+        Scope queries.read.
+        """
 
     @_abc_1.abstractmethod
     def WatchQuery(
@@ -340,7 +386,39 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Calls back again about a query in a final state: the same webhook-id, the
         same match while its image exists, a schedule of attempts begun anew. An
         UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
+        RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
+        attempts started within the last minute. Scope queries.write.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelQueries(
+        self,
+        request: _image_service_pb2.CancelQueriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.CancelQueriesResponse, _abc.Awaitable[_image_service_pb2.CancelQueriesResponse]]:
+        """CancelQuery for every query that satisfies a filter, newest first, in one
+        call. Queries accepted after the call began are not changed. Repeating a call
+        is safe: a CANCELLED query stays as it is.
+
+        The changes are committed in batches: a call that ends early, because the
+        caller cancelled it or its deadline is near, keeps what it has changed. After
+        20 s, and half a second before the deadline, the response comes with a
+        next_page_token with which another call continues. At most 4 calls of
+        CancelQueries and RedeliverQueries run at a time; others are OVERLOADED.
         Scope queries.write.
+        """
+
+    @_abc_1.abstractmethod
+    def RedeliverQueries(
+        self,
+        request: _image_service_pb2.RedeliverQueriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.RedeliverQueriesResponse, _abc.Awaitable[_image_service_pb2.RedeliverQueriesResponse]]:
+        """RedeliverQuery for every query that satisfies a filter, in one call, with the
+        same order, batches and bounds as CancelQueries. A query that was redelivered
+        is not in the filter's state any more, so repeating a call that ended early
+        does the rest; only queries that have reached that state again meanwhile are
+        redelivered twice. Scope queries.write.
         """
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,23 +27,23 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from picback.v1 import error_pb2 as picback_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16picback/v1/query.proto\x12\npicback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16picback/v1/error.proto\"\xfb\x02\n\x05Query\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.picback.v1.QueryState\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61llback_url\x18\x04 \x01(\t\x12\x0e\n\x06lemmas\x18\x05 \x03(\t\x12 \n\x05match\x18\x06 \x01(\x0b\x32\x11.picback.v1.Match\x12-\n\x08\x61ttempts\x18\x07 \x03(\x0b\x32\x1b.picback.v1.DeliveryAttempt\x12\x35\n\x11next_attempt_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x13.picback.v1.Failure\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x05Match\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12$\n\x04tags\x18\x03 \x03(\x0b\x32\x16.picback.v1.MatchedTag\"=\n\nMatchedTag\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05lemma\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x02\"\xd2\x01\n\x0f\x44\x65liveryAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bhttp_status\x18\x04 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x13.picback.v1.Failure\x12\x18\n\x10response_excerpt\x18\x06 \x01(\t*\xc6\x01\n\nQueryState\x12\x1b\n\x17QUERY_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12QUERY_STATE_QUEUED\x10\x01\x12\x1a\n\x16QUERY_STATE_DELIVERING\x10\x02\x12\x19\n\x15QUERY_STATE_DELIVERED\x10\x03\x12\x16\n\x12QUERY_STATE_FAILED\x10\x04\x12\x19\n\x15QUERY_STATE_CANCELLED\x10\x05\x12\x19\n\x15QUERY_STATE_UNMATCHED\x10\x06*[\n\x0bOnUnmatched\x12\x1c\n\x18ON_UNMATCHED_UNSPECIFIED\x10\x00\x12\x18\n\x14ON_UNMATCHED_DELIVER\x10\x01\x12\x14\n\x10ON_UNMATCHED_END\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16picback/v1/query.proto\x12\npicback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16picback/v1/error.proto\"\x9a\x03\n\x05Query\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.picback.v1.QueryState\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61llback_url\x18\x04 \x01(\t\x12\x0e\n\x06lemmas\x18\x05 \x03(\t\x12 \n\x05match\x18\x06 \x01(\x0b\x32\x11.picback.v1.Match\x12-\n\x08\x61ttempts\x18\x07 \x03(\x0b\x32\x1b.picback.v1.DeliveryAttempt\x12\x35\n\x11next_attempt_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x13.picback.v1.Failure\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15latest_attempt_number\x18\x0c \x01(\x05\"N\n\x05Match\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12$\n\x04tags\x18\x03 \x03(\x0b\x32\x16.picback.v1.MatchedTag\"=\n\nMatchedTag\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05lemma\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x02\"\xd2\x01\n\x0f\x44\x65liveryAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bhttp_status\x18\x04 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x13.picback.v1.Failure\x12\x18\n\x10response_excerpt\x18\x06 \x01(\t*\xc6\x01\n\nQueryState\x12\x1b\n\x17QUERY_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12QUERY_STATE_QUEUED\x10\x01\x12\x1a\n\x16QUERY_STATE_DELIVERING\x10\x02\x12\x19\n\x15QUERY_STATE_DELIVERED\x10\x03\x12\x16\n\x12QUERY_STATE_FAILED\x10\x04\x12\x19\n\x15QUERY_STATE_CANCELLED\x10\x05\x12\x19\n\x15QUERY_STATE_UNMATCHED\x10\x06*[\n\x0bOnUnmatched\x12\x1c\n\x18ON_UNMATCHED_UNSPECIFIED\x10\x00\x12\x18\n\x14ON_UNMATCHED_DELIVER\x10\x01\x12\x14\n\x10ON_UNMATCHED_END\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'picback.v1.query_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUERYSTATE']._serialized_start=866
-  _globals['_QUERYSTATE']._serialized_end=1064
-  _globals['_ONUNMATCHED']._serialized_start=1066
-  _globals['_ONUNMATCHED']._serialized_end=1157
+  _globals['_QUERYSTATE']._serialized_start=897
+  _globals['_QUERYSTATE']._serialized_end=1095
+  _globals['_ONUNMATCHED']._serialized_start=1097
+  _globals['_ONUNMATCHED']._serialized_end=1188
   _globals['_QUERY']._serialized_start=128
-  _globals['_QUERY']._serialized_end=507
-  _globals['_MATCH']._serialized_start=509
-  _globals['_MATCH']._serialized_end=587
-  _globals['_MATCHEDTAG']._serialized_start=589
-  _globals['_MATCHEDTAG']._serialized_end=650
-  _globals['_DELIVERYATTEMPT']._serialized_start=653
-  _globals['_DELIVERYATTEMPT']._serialized_end=863
+  _globals['_QUERY']._serialized_end=538
+  _globals['_MATCH']._serialized_start=540
+  _globals['_MATCH']._serialized_end=618
+  _globals['_MATCHEDTAG']._serialized_start=620
+  _globals['_MATCHEDTAG']._serialized_end=681
+  _globals['_DELIVERYATTEMPT']._serialized_start=684
+  _globals['_DELIVERYATTEMPT']._serialized_end=894
 # @@protoc_insertion_point(module_scope)

@@ -115,6 +115,7 @@ class Query(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    LATEST_ATTEMPT_NUMBER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"qry_" and 26 lower-case base32 characters that sort by creation time. It is
     also the header "webhook-id" of every callback about this query.
@@ -126,6 +127,11 @@ class Query(_message.Message):
     callback_url: _builtins.str
     """As submitted. For keys other than the one that submitted it, *** stands for
     the query part.
+    """
+    latest_attempt_number: _builtins.int
+    """The number of the latest attempt, in flight or ended, over all redeliveries;
+    0 before the first. Numbers are never used twice, and some are left out: an
+    attempt that the server could not begin takes a number.
     """
     @_builtins.property
     def lemmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -141,7 +147,9 @@ class Query(_message.Message):
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryAttempt]:
-        """Every attempt to deliver, oldest first."""
+        """The attempts to deliver that ended, oldest first: of more than 100, the
+        newest 100. Older ones are deleted.
+        """
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
@@ -175,10 +183,11 @@ class Query(_message.Message):
         failure: _error_pb2.Failure | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        latest_attempt_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "match", b"match", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "callback_url", b"callback_url", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "id", b"id", "lemmas", b"lemmas", "match", b"match", "next_attempt_time", b"next_attempt_time", "state", b"state", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "callback_url", b"callback_url", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "id", b"id", "latest_attempt_number", b"latest_attempt_number", "lemmas", b"lemmas", "match", b"match", "next_attempt_time", b"next_attempt_time", "state", b"state", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,7 +272,7 @@ class DeliveryAttempt(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     RESPONSE_EXCERPT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """From 1, in the order of starting."""
+    """From 1, in the order of starting; numbers can be left out."""
     http_status: _builtins.int
     """The answer's HTTP status; 0 when there was no answer."""
     response_excerpt: _builtins.str
