@@ -1,162 +1,136 @@
-"""Fail if the lock lacks a wheel for a platform that picback promises to install on.
+"""Check that the lock holds a wheel of every package for every supported platform and Python.
 
-Asks the configured package index, through pip, which wheel each locked package would be installed
-from on each platform and Python, and compares its hash with the lock. Downloads no packages.
+Run by ``make platforms-check``. The lock holds hashes and no file names, so uv looks the locked
+versions up in the package index, in one call, and this tool compares hashes and the wheels' tags.
+Nothing is installed or downloaded.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import tomllib
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from packaging.requirements import Requirement
+from packaging import tags
+from packaging.markers import Marker
+from packaging.utils import parse_wheel_filename
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-_LOCK: Final = Path(__file__).parent.parent / "requirements" / "runtime.txt"
-_PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
-_SECONDS: Final = 120
+ROOT = Path(__file__).resolve().parent.parent
+LOCK: Final = ROOT / "requirements/runtime.txt"
+PYTHONS: Final = ((3, 11), (3, 12), (3, 13), (3, 14))
+#: The oldest systems that every wheel must run on: RHEL 8 and Debian 10 have glibc 2.28.
+_GLIBC_MINOR: Final = 28
+_MACOS: Final = (14, 0)
+#: How long uv may take, in seconds; it takes about one.
+_TIMEOUT_SECONDS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """A platform: the tags of wheels that it takes, and what markers see of it."""
+    """An operating system on a processor, as markers and as wheels' tags name it."""
 
     name: str
+    marker_environment: dict[str, str]
     tags: tuple[str, ...]
-    markers: Mapping[str, str]
 
 
 def _linux(machine: str) -> Platform:
-    # glibc 2.28: the oldest for which onnxruntime has wheels.
-    tags = (f"manylinux_2_{minor}_{machine}" for minor in (28, 27, 26, 24, 17))
-    markers = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": machine}
-    return Platform(f"Linux {machine}", (*tags, f"manylinux2014_{machine}"), markers)
+    return Platform(
+        f"Linux {machine} (glibc 2.{_GLIBC_MINOR})",
+        {"sys_platform": "linux", "platform_machine": machine, "platform_system": "Linux"},
+        (
+            *(f"manylinux_2_{minor}_{machine}" for minor in range(_GLIBC_MINOR, 4, -1)),
+            *(f"manylinux{name}_{machine}" for name in ("2014", "2010", "1")),
+        ),
+    )
 
 
-_PLATFORMS: Final = (
+PLATFORMS: Final = (
     _linux("x86_64"),
     _linux("aarch64"),
     Platform(
-        "macOS arm64",
-        ("macosx_14_0_arm64",),
-        {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
+        f"macOS arm64 ({_MACOS[0]})",
+        {"sys_platform": "darwin", "platform_machine": "arm64", "platform_system": "Darwin"},
+        tuple(tags.mac_platforms(_MACOS, "arm64")),
     ),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Locked:
-    """One entry of the lock."""
+def main() -> None:
+    """Print a line for each platform and each gap; exit with 1 if there is a gap."""
+    lock = LOCK.read_text()
+    packages = _look_up(lock)
+    hashes = set(re.findall(r"--hash=sha256:(\w+)", lock))
+    found_gaps = False
+    for platform in PLATFORMS:
+        gaps = [
+            f"  {package['name']} {package['version']}: no wheel for Python {major}.{minor}"
+            for major, minor in PYTHONS
+            for package in packages
+            if lacks_wheel(package, platform, (major, minor), hashes)
+        ]
+        verdict = f"{len(gaps)} wheels are missing" if gaps else "every package has its wheel"
+        print("\n".join([f"{platform.name}: {verdict}, of {len(packages)} packages", *gaps]))
+        found_gaps |= bool(gaps)
+    if found_gaps:
+        sys.exit(1)
 
-    requirement: Requirement
-    hashes: frozenset[str]
 
-
-def read_lock(text: str) -> list[Locked]:
-    """Return the entries of a lock as `uv pip compile --generate-hashes` writes it."""
-    entries = []
-    for line in text.replace("\\\n", " ").splitlines():
-        requirement, *hashes = line.split(" --hash=sha256:")
-        if requirement.strip():
-            entries.append(
-                Locked(Requirement(requirement.strip()), frozenset(map(str.strip, hashes)))
-            )
-    return entries
-
-
-def gaps(platform: Platform, python: str, lock: Sequence[Locked]) -> list[str]:
-    """Return a line for each locked package that *platform* has no locked wheel of.
-
-    Raises:
-        RuntimeError: The index cannot be asked.
-    """
+def lacks_wheel(
+    package: dict[str, Any], platform: Platform, python: tuple[int, int], hashes: set[str]
+) -> bool:
+    """Tell whether *package*, if it is needed there, has no wheel among *hashes*."""
+    version = f"{python[0]}.{python[1]}"
     environment = {
-        **platform.markers,
-        "python_version": python,
-        "python_full_version": f"{python}.0",
+        "python_version": version,
+        "python_full_version": f"{version}.0",
         "implementation_name": "cpython",
         "platform_python_implementation": "CPython",
+        "os_name": "posix",
+        **platform.marker_environment,
     }
-    wanted = [
-        entry
-        for entry in lock
-        if entry.requirement.marker is None or entry.requirement.marker.evaluate(environment)
-    ]
-    where = f"{platform.name}, Python {python}"
-    try:
-        report = _ask(platform, python, [entry.requirement for entry in wanted])
-    except subprocess.CalledProcessError:
-        return [
-            f"{where}: no wheel of {entry.requirement.name} {entry.requirement.specifier}"
-            for entry in wanted
-            if not _has_wheel(platform, python, entry.requirement)
-        ]
-    chosen = {
-        each["metadata"]["name"].lower().replace("_", "-"): each["download_info"]["archive_info"]
-        for each in report["install"]
-    }
-    return [
-        f"{where}: the lock lacks the hash of {entry.requirement.name}'s wheel"
-        for entry in wanted
-        if chosen[entry.requirement.name.lower()]["hashes"]["sha256"] not in entry.hashes
-    ]
-
-
-def _has_wheel(platform: Platform, python: str, requirement: Requirement) -> bool:
-    try:
-        _ask(platform, python, [requirement])
-    except subprocess.CalledProcessError as error:
-        if "No matching distribution" not in error.stderr:
-            msg = f"the package index cannot be asked: {error.stderr.strip()[-300:]}"
-            raise RuntimeError(msg) from error
+    if "marker" in package and not Marker(package["marker"]).evaluate(environment):
         return False
-    return True
+    interpreter = f"cp{python[0]}{python[1]}"
+    supported = {
+        *tags.cpython_tags(python, platforms=platform.tags),
+        *tags.compatible_tags(python, interpreter, platform.tags),
+    }
+    return not any(
+        wheel["hashes"]["sha256"] in hashes
+        and not supported.isdisjoint(parse_wheel_filename(wheel["url"].rpartition("/")[2])[3])
+        for wheel in package.get("wheels", ())
+    )
 
 
-def _ask(platform: Platform, python: str, requirements: Sequence[Requirement]) -> Any:
-    """Return pip's report of what it would install."""
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = Path(scratch) / "wanted.txt"
-        wanted.write_text("".join(f"{each.name}{each.specifier}\n" for each in requirements))
-        report = Path(scratch) / "report.json"
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run(
-            [
-                *pip,
-                *("--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:"),
-                *(part for tag in platform.tags for part in ("--platform", tag)),
-                *("--python-version", python, "--implementation", "cp"),
-                *("--target", scratch, "--report", str(report), "-r", str(wanted)),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-        )
-        return json.loads(report.read_text())
-
-
-def main() -> int:
-    """Print the gaps; 0 if there is none."""
-    lock = read_lock(_LOCK.read_text())
-    targets = list(product(_PLATFORMS, _PYTHONS))
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda target: gaps(target[0], target[1], lock), targets))
-    lines = [line for each in found for line in each]
-    for line in lines:
-        print(line)
-    print(f"{len(lock)} locked packages, {len(targets)} platforms: {len(lines)} gaps")
-    return 1 if lines else 0
+def _look_up(lock: str) -> list[dict[str, Any]]:
+    """Return the locked packages with the files that the index has of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "pylock.toml"
+        versions = Path(folder) / "versions.txt"
+        versions.write_text(re.sub(r" *\\\n +--hash=\S+", "", lock))
+        command = ["uv", "pip", "compile", "--quiet", "--no-deps", "--universal"]
+        options = ["--python-version", "3.11", "--format", "pylock.toml", "--output-file"]
+        try:
+            subprocess.run(
+                [*command, *options, str(found), str(versions)],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_SECONDS,
+            )
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"wheels not checked: the package index was not read\n{error.stderr.strip()}")
+        except subprocess.TimeoutExpired:
+            sys.exit("wheels not checked: the package index did not respond in time")
+        packages: list[dict[str, Any]] = tomllib.loads(found.read_text())["packages"]
+    return packages
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+# onnxruntime's wheels contain a client that reports usage events to Microsoft.
+onnxruntime.disable_telemetry_events()
+
 
 class Classifier:
     """EfficientNet-Lite0: which one of the 1,000 classes of ImageNet-1k a picture shows.
