@@ -249,7 +249,7 @@ def _draft_and_load(image: Image.Image, scale: int) -> None:
 def _was_cut(jpeg: JpegStructure, image: Image.Image, scale: int) -> bool:
     """Tell whether a sequential JPEG ends before its last pixel, though an end marker follows.
 
-    libjpeg makes the missing part grey and tells nobody. If the last pixel is of that grey, the
+    libjpeg makes the missing part grey and reports no error. If the last pixel is of that grey, the
     image is decoded again with more data before its end marker: a whole image stays as it is.
     """
     if jpeg.keeps_coefficients or not jpeg.is_closed:

@@ -49,7 +49,7 @@ class Crowd:
         answering: A port whose receivers answer 204 after a while, or 500 at once if the path
             begins with ``/broken``.
         hanging: One whose receivers accept and say nothing.
-        refusing: One where nobody listens.
+        refusing: One where nothing listens.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:

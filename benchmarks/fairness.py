@@ -36,7 +36,7 @@ MUST: Final = 2.0
 #: Offered load, per second and for how many seconds.
 RATE: Final = 40
 LOAD_SECONDS: Final = 10
-#: Path of the other key's callbacks, by which they are told from the hostile one's.
+#: Path of the other key's callbacks, which distinguishes them from the hostile one's.
 _PATH: Final = "/good"
 
 

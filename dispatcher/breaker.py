@@ -2,7 +2,7 @@
 
 A destination is scheme, host and port. It begins with one attempt at a time; each response lets
 one more in beside it, and a timeout, 429 or 503 halves that. Its circuit breaker opens when it
-fails for whoever calls it, and waiting for it uses up no attempt of any query.
+fails for every caller, and waiting for it uses up no attempt of any query.
 """
 
 from __future__ import annotations

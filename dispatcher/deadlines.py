@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Queries that one transaction ends: few milliseconds for whoever else wants to write.
+#: Queries that one transaction ends: a few milliseconds, for which other writers wait.
 _BATCH: Final = 200
 #: Longest sleep, in seconds. A schedule takes longer, so it begins and ends with a look between.
 _MAX_SLEEP: Final = 600.0

@@ -1,4 +1,4 @@
-"""Against whom an outcome speaks: the destination, one URL as one API key calls it, or nobody."""
+"""Against whom an outcome speaks: the destination, one URL as one API key calls it, or none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTS: Final = 6
 #: Keys and URLs of a destination that are remembered because they failed, the latest ones.
 _MAX_MARKS: Final = 64
 
-#: No connection, or none that can be used: whoever calls there meets the same.
+#: No connection, or none that can be used: every caller there meets the same.
 _HOST_FAILURES: Final = frozenset(
     {"DNS_ERROR", "CONNECTION_REFUSED", "CONNECTION_FAILED", "TLS_ERROR", "TIMEOUT"}
     | {"PROTOCOL_ERROR"}
@@ -32,7 +32,7 @@ class Blame(enum.Enum):
 
     #: It is a success, or a matter of this one query.
     NOTHING = enum.auto()
-    #: Scheme, host and port, whoever calls there about whatever.
+    #: Scheme, host and port, of every key and URL there.
     HOST = enum.auto()
     #: This URL, as this API key calls it.
     URL = enum.auto()

@@ -23,7 +23,7 @@ _FEW: Final = 8
 class _Flows(Generic[F]):
     """One key's flows, each with the number of the turn when it came, or had its last one.
 
-    Those that are new need not wait a round, but nor must the others wait for ever more new ones:
+    Those that are new need not wait a round, but nor must the others wait for an endless number of new ones:
     of those that were there before them one has every other turn.
     """
 

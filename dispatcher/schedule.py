@@ -152,7 +152,7 @@ class Schedule:
     def _take_up_operator_changes(self, now: int) -> None:
         if not self._breakers.operator_changes(after=self._operator_change):
             return
-        with self._saving:  # only now, for whoever finishes waits here
+        with self._saving:  # only now: a thread that finishes waits here
             changes = self._breakers.operator_changes(after=self._operator_change)
             if changes:
                 self._destinations.restore([breaker for _, breaker in changes], now=now)

@@ -22,7 +22,7 @@ class Shares:
 
     @property
     def free(self) -> int:
-        """Places that nobody has taken; less than 0 when there are fewer than there were."""
+        """Places that are free; less than 0 when there are fewer than there were."""
         return self.places - self._all_taken
 
     def allows(self, owner: str) -> bool:

@@ -1,4 +1,4 @@
-"""How long this machine has lacked what callbacks need, and who is told."""
+"""How long this machine has lacked what callbacks need, and what is logged about it."""
 
 from __future__ import annotations
 

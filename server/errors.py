@@ -74,7 +74,7 @@ _REASONS: Final[Sequence[tuple[type[Exception], str]]] = (
     (DamagedPictureError, "IMAGE_DAMAGED"),
     (OversizedPictureError, "IMAGE_TOO_LARGE"),
     (UnprocessablePictureError, "IMAGE_UNPROCESSABLE"),
-    (WorkCancelledError, "SHUTTING_DOWN"),  # or the caller left, and is told nothing
+    (WorkCancelledError, "SHUTTING_DOWN"),  # or the caller left, and gets no response
     (ProcessUnavailableError, "OVERLOADED"),
     (CallbackUrlError, "CALLBACK_URL_INVALID"),
     (ForbiddenCallbackError, "CALLBACK_FORBIDDEN"),

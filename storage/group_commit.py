@@ -62,7 +62,7 @@ class _Operation:
 
 
 class GroupCommit:
-    """Writes through *connection*, which nobody else uses. Safe to use from any thread.
+    """Writes through *connection*, which no other object uses. Safe to use from any thread.
 
     *with_reserve* makes some space on a full disk for a block, for operations that may use it.
     """

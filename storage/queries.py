@@ -91,7 +91,7 @@ class Queries:
         self._listeners.append(listener)
 
     def count_queued(self) -> None:
-        """Count the queries that are not final. Only right while nobody changes any."""
+        """Count the queries that are not final. Only right while no thread changes any."""
         self.queued.reset(
             dict(
                 self._database.read(

@@ -1,7 +1,7 @@
 """The connections that read, lent to one thread at a time.
 
 Each holds descriptors, so there are fewer than threads, and a thread that finds none free waits
-for one; nobody keeps one for longer than a SELECT takes. When no more can be opened, those that
+for one; no thread keeps one for longer than a SELECT takes. When no more can be opened, those that
 are open serve everybody.
 """
 
@@ -36,7 +36,7 @@ class Readers:
         self._closed = False
 
     def take(self) -> Any:
-        """Return a connection that nobody else uses until it is given back.
+        """Return a connection that no other thread uses until it is given back.
 
         Raises:
             StorageBusyError: It is closed.

@@ -162,7 +162,7 @@ class Child:
             raise ChildDiedError(self.end(grace=1.0)) from None
 
     def kill(self) -> None:
-        """End it at once, from any thread: whoever waits for it gets a `ChildDiedError`."""
+        """End it at once, from any thread; a thread that waits for it gets a `ChildDiedError`."""
         with self._lock:
             if not self._is_reaped:
                 self._process.kill()

@@ -34,7 +34,7 @@ class ProcessPool:
         module: What a child runs; it sends `{"ready": true}` first, or `{"error": text}`.
         arguments: Its command line, after the server's process id.
         size: How many are kept. One more than are in use is started ahead, up to this number;
-            beyond it only when somebody waits.
+            beyond it only when a caller waits.
     """
 
     def __init__(self, name: str, module: str, arguments: Sequence[str], *, size: int) -> None:
@@ -146,7 +146,7 @@ class ProcessPool:
                 self._failures = 0
             except (ChildStartError, ChildDiedError) as error:
                 self._note_failure(error)
-            except Exception:  # the pool outlives what nobody thought of
+            except Exception:  # the pool survives any unexpected error
                 logger.exception("process.start_crashed", extra={"pool": self._name})
                 self._pause()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Cancellation:
-    """Tells work that nobody waits for it any more. Thread safe; stays cancelled."""
+    """Reports to work that no caller waits for it any more. Thread safe; stays cancelled."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

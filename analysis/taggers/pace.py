@@ -60,5 +60,5 @@ class Pace:
         return None if self._closed.is_set() else turn - now
 
     def close(self) -> None:
-        """Let nobody wait any longer, and no call begin."""
+        """End all waits, and begin no call."""
         self._closed.set()

@@ -258,7 +258,7 @@ class ImageServiceServicer:
 
     def RedeliverQuery(self, request, context):
         """Calls back again about a query in a final state: the same webhook-id, the
-        same match while its image exists, a schedule of attempts begun anew. An
+        same match while its image exists, a new schedule of attempts. An
         UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
         RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
         attempts started within the last minute. Scope queries.write.

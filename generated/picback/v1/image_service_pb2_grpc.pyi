@@ -105,7 +105,7 @@ class ImageServiceStub:
     """
     RedeliverQuery: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.RedeliverQueryRequest, _image_service_pb2.RedeliverQueryResponse]
     """Calls back again about a query in a final state: the same webhook-id, the
-    same match while its image exists, a schedule of attempts begun anew. An
+    same match while its image exists, a new schedule of attempts. An
     UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
     RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
     attempts started within the last minute. Scope queries.write.
@@ -207,7 +207,7 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """
     RedeliverQuery: _aio.UnaryUnaryMultiCallable[_image_service_pb2.RedeliverQueryRequest, _image_service_pb2.RedeliverQueryResponse]  # type: ignore[assignment]
     """Calls back again about a query in a final state: the same webhook-id, the
-    same match while its image exists, a schedule of attempts begun anew. An
+    same match while its image exists, a new schedule of attempts. An
     UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
     RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
     attempts started within the last minute. Scope queries.write.
@@ -384,7 +384,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_service_pb2.RedeliverQueryResponse, _abc.Awaitable[_image_service_pb2.RedeliverQueryResponse]]:
         """Calls back again about a query in a final state: the same webhook-id, the
-        same match while its image exists, a schedule of attempts begun anew. An
+        same match while its image exists, a new schedule of attempts. An
         UNMATCHED query is matched again. FAILED_PRECONDITION while it is not final.
         RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) with google.rpc.RetryInfo if 10 of its
         attempts started within the last minute. Scope queries.write.
