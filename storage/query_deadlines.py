@@ -9,11 +9,21 @@ if TYPE_CHECKING:
     from storage.database import Connection, Database
     from storage.queued_queries import QueuedQueries
 
-#: Reason, the column that decides, what it must be at most (?1: the time, ?2: the beginning of a
-#: schedule that ends now), and a message for people. In the order in which reasons count.
+#: Reason, the column that decides, what has passed (?1: the time, ?2: the beginning of a schedule
+#: that ends now), and a message for people. What passed first counts, however late the look is.
 _REASONS: Final = (
-    ("DEADLINE_PASSED", "give_up_at", "?1", "give_up_after passed while the query waited"),
-    ("SCHEDULE_EXPIRED", "cycle_at", "?2", "the schedule ended while the query waited"),
+    (
+        "DEADLINE_PASSED",
+        "give_up_at",
+        "give_up_at <= ?1 AND give_up_at - cycle_at <= ?1 - ?2",
+        "give_up_after passed while the query waited",
+    ),
+    (
+        "SCHEDULE_EXPIRED",
+        "cycle_at",
+        "cycle_at <= ?2",
+        "the schedule ended while the query waited",
+    ),
 )
 #: A query that is leased ends with its lease.
 _WAITS: Final = "ended_at IS NULL AND leased_at IS NULL"
@@ -54,11 +64,11 @@ class QueryDeadlines:
 
         def operation(connection: Connection) -> list[tuple[str, str]]:
             ended: list[tuple[str, str]] = []
-            for reason, column, latest, message in _REASONS:
+            for reason, column, has_passed, message in _REASONS:
                 rows = connection.execute(
                     "UPDATE query SET state = 'FAILED', due_at = NULL, ended_at = ?3,"
-                    " failure_reason = ?4, failure_message = ?5 WHERE ?1 > ?2 AND seq IN"
-                    f" (SELECT seq FROM query WHERE {_WAITS} AND {column} <= {latest}"
+                    " failure_reason = ?4, failure_message = ?5 WHERE seq IN"
+                    f" (SELECT seq FROM query WHERE {_WAITS} AND {has_passed}"
                     f"  ORDER BY {column} LIMIT ?6) RETURNING id, key_id",
                     (now, now - lifetime, wall_now, reason, message, limit - len(ended)),
                 ).fetchall()

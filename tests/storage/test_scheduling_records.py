@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.fakes import START
 from tests.store import Store
 
@@ -44,3 +46,24 @@ def test_what_an_operator_did_stands_against_what_the_server_decided_before(
     store.breakers.save(opened, seen=number)
     assert [opened] == store.breakers.not_closed()
     assert [] == store.breakers.operator_changes(after=number)
+
+
+@pytest.mark.parametrize(
+    ("give_up_after", "reason"),
+    [
+        (None, "SCHEDULE_EXPIRED"),
+        (99, "DEADLINE_PASSED"),
+        (100, "DEADLINE_PASSED"),
+        (101, "SCHEDULE_EXPIRED"),
+    ],
+)
+@pytest.mark.parametrize("late", [1, 1_000])
+def test_a_query_ends_for_what_passed_first_however_late_that_is_noticed(
+    database: Database, give_up_after: int | None, reason: str, late: int
+) -> None:
+    store = Store(database)
+    query = store.submit(give_up_after=give_up_after)
+    now = START + 100 + late
+
+    assert 1 == store.queries.deadlines.expire(now=now, lifetime=100, wall_now=now, limit=1)
+    assert reason == store.queries.get(query.id).failure_reason
