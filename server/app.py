@@ -246,32 +246,40 @@ class App:
         this returns, with the models loaded.
 
         Raises:
-            ConfigError: A model cannot be loaded; all is stopped again.
+            ConfigError: A model cannot be loaded, or the system refuses a thread; all is stopped again.
             StorageError: The data folder cannot be used; all is stopped again.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
-            for pool in self._pools:
-                pool.start()
-            self._timer.start()
-            self._queries.count_queued()
-            self._keyring.start()
-            self._decoder.start()
-            if self._local_tagger is not None:
-                self._local_tagger.start()  # it loads its models while we load ours
-            self._server.start()
             try:
-                self._dispatcher.start()
+                self._start_all()
             except (LemmatizerError, TaggerLoadError) as error:
                 raise ConfigError(str(error)) from error
+            except RuntimeError as error:
+                if "new thread" not in str(error):  # Python's words for it; there is no type
+                    raise
+                msg = f"not all threads can be started (pids.max, ulimit -u): {error}"
+                raise ConfigError(msg) from error
             undo.pop_all()
         self._health.set_serving(serving=True)
-        self._overseer.start()
-        self._connections.start()
         logger.info(
             "server.started",
             extra={"address": self.address, "tagger": self._config.tagger_in_use},
         )
+
+    def _start_all(self) -> None:
+        for pool in self._pools:
+            pool.start()
+        self._timer.start()
+        self._queries.count_queued()
+        self._keyring.start()
+        self._decoder.start()
+        if self._local_tagger is not None:
+            self._local_tagger.start()  # it loads its models while we load ours
+        self._server.start()
+        self._dispatcher.start()
+        self._overseer.start()
+        self._connections.start()
 
     def stop(self) -> None:
         """Refuse new calls, let those under way end, finish attempts, close the files.

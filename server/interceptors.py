@@ -329,7 +329,7 @@ def _answering(
         raise  # the caller left in the middle of a stream, and gRPC knows
     except Exception as error:
         refusal = as_request_error(error, request_id=caller.request_id)
-        if refusal.reason in ("INTERNAL", "STORAGE_UNAVAILABLE", "STORAGE_FULL"):
+        if refusal.reason in ("INTERNAL", "STORAGE_UNAVAILABLE"):
             logger.exception(
                 "rpc.failed", extra={"method": method, "request_id": caller.request_id}
             )

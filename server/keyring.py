@@ -61,7 +61,8 @@ class Keyring:
     def stop(self) -> None:
         """Write down the times of last use, and read no more."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         try:
             self._note_use()
         except StorageError as error:  # a full disk must not keep the server from stopping

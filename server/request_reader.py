@@ -130,13 +130,17 @@ class RequestReader:
         self._waiting.move_to_end(request.owner, last=False)
 
     def _receive(self, request: _Request | None) -> None:
-        """Receive *request*, which holds a slot; if its call has ended, the next one instead."""
+        """Receive *request*, which holds a slot, and what else there is room for then."""
         while request is not None:
             call = request.call
-            if call is not None and call.receive(partial(self._received, request)):
+            if call is None or not call.receive(partial(self._received, request)):
+                request.let_go()  # its call has ended
+                request = self._give_slot_back(request)
+            elif self._waiting:
+                with self._lock:
+                    request = self._next_in_turn()
+            else:
                 return
-            request.let_go()
-            request = self._give_slot_back(request)
 
     def _received(self, request: _Request, there: bool) -> None:  # noqa: FBT001 - a callback
         """Hand over a request that has arrived, and receive another when it holds no slot any more."""

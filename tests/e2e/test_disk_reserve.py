@@ -257,6 +257,7 @@ def test_new_data_is_rejected_below_min_free_bytes_and_all_else_goes_on(
     assert RESERVE_BYTES == reserve
     assert query_pb2.QUERY_STATE_DELIVERED == delivered.state
     assert 1 == len(logged(tmp_path, "storage.space_low"))
+    assert [] == logged(tmp_path, "rpc.failed")  # no traceback for each rejected call
     assert 1 == len(logged(tmp_path, "storage.space_recovered"))
 
 

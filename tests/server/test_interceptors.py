@@ -255,7 +255,6 @@ def test_calls_that_are_cancelled_are_no_errors_of_the_server(
     ("error", "expected"),
     [
         (ValueError("secret detail"), (grpc.StatusCode.INTERNAL, "INTERNAL")),
-        (StorageFullError("secret detail"), (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")),
         (StorageBusyError("secret detail"), (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")),
         (StorageError("secret detail"), (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")),
     ],
@@ -282,6 +281,28 @@ def test_what_goes_wrong_inside_is_logged_but_not_told(
         record.__dict__.get("request_id")
         for record in caplog.records
         if record.getMessage() == "rpc.failed"
+    ]
+
+
+def test_a_call_that_a_full_disk_rejects_costs_one_line_of_the_log_and_no_traceback(
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        msg = "secret detail"
+        raise StorageFullError(msg)
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(service.app._images, "page", fail)
+    refusal = refused(
+        lambda: service.stub.ListImages(pb.ListImagesRequest(), metadata=service.metadata)
+    )
+    request_id = refusal.trailers["x-request-id"]
+    lines = [each for each in caplog.records if each.__dict__.get("request_id") == request_id]
+
+    assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL") == (refusal.code, refusal.reason)
+    assert "secret" not in refusal.message
+    assert [("rpc.finished", "STORAGE_FULL", None)] == [
+        (line.getMessage(), line.__dict__["reason"], line.exc_info) for line in lines
     ]
 
 

@@ -17,7 +17,7 @@ from clarifai_grpc.grpc.api.status import status_code_pb2 as codes
 from dispatcher import DispatcherSettings
 from picback.v1 import image_pb2
 from picback.v1 import image_service_pb2 as pb
-from server.app import App
+from server.app import _READERS, App
 from server.config import ClarifaiSettings
 from tests.fake_clarifai import FakeClarifai
 from tests.fakes import FakeClock
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+#: How many uploads of one key are handled at once.
+UPLOADS_OF_A_KEY = _READERS["uploads"][1]
 PENDING, READY, FAILED = (
     image_pb2.IMAGE_STATE_PENDING,
     image_pb2.IMAGE_STATE_READY,
@@ -194,9 +196,9 @@ def test_callers_who_leave_make_room_for_others(clarifai: CountingClarifai, tmp_
             service.stub.UploadImage.future(
                 pb.UploadImageRequest(content=picture(seed)), metadata=service.metadata
             )
-            for seed in range(40)  # more than there are threads for uploads
+            for seed in range(40)  # more than one key may have handled at once
         ]
-        wait_until(lambda: 16 == len(service.app._images.changes._watchers))
+        wait_until(lambda: UPLOADS_OF_A_KEY == len(service.app._images.changes._watchers))
         for call in calls:
             call.cancel()
 
@@ -222,9 +224,11 @@ def test_waiting_uploads_are_answered_when_the_server_stops_and_tagged_after_the
         with serving(folder, **_options(clarifai)) as app:
             metadata = first_key(app)
             stub = after_the_stop.enter_context(stub_of(app.address))
-            requests = [pb.UploadImageRequest(content=picture(seed)) for seed in range(16)]
+            requests = [
+                pb.UploadImageRequest(content=picture(seed)) for seed in range(UPLOADS_OF_A_KEY)
+            ]
             uploads = [stub.UploadImage.future(each, metadata=metadata) for each in requests]
-            wait_until(lambda: 16 == len(app._images.changes._watchers))
+            wait_until(lambda: UPLOADS_OF_A_KEY == len(app._images.changes._watchers))
             releaser = threading.Thread(target=release, args=(uploads,))
             releaser.start()
         releaser.join()
@@ -237,7 +241,7 @@ def test_waiting_uploads_are_answered_when_the_server_stops_and_tagged_after_the
             )
         )
 
-    assert [PENDING] * 16 == states
+    assert [PENDING] * UPLOADS_OF_A_KEY == states
 
 
 def test_many_uploads_at_once_are_all_tagged(clarifai: CountingClarifai, tmp_path: Path) -> None:

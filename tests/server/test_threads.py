@@ -17,10 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from picback.v1 import image_service_pb2 as pb
 from picback.v1 import query_pb2
+from server.app import App
+from server.config import ConfigError
 from server.thread_monitor import EXIT_CODE
+from storage.database import Database
 from storage.thread_pool import StartedPool
 from tests.receiver import Receiver
-from tests.server.serving import serve_command, stub_of
+from tests.server.serving import config_of, serve_command, stub_of
 from tests.service import picture
 
 if TYPE_CHECKING:
@@ -166,3 +169,22 @@ def test_a_started_pool_has_all_its_threads() -> None:
     pool.shutdown()
 
     assert 5 == threads
+
+
+def test_a_server_that_does_not_get_its_threads_says_so_and_leaves_its_folder_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    app = App(config_of(tmp_path / "data"))
+
+    def start_few(thread: threading.Thread) -> None:
+        if thread.name == "picback-watch_7":
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+
+    with pytest.raises(ConfigError, match="not all threads can be started"):
+        app.start()
+    Database.own(tmp_path / "data").close()

@@ -330,10 +330,13 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def a_keys_queued_queries_are_counted(self) -> None:
-        queued = dict.fromkeys(map(self.store.key, KEYS), 0)
-        for query in self.model.queries.values():
-            queued[query.key_id] += query.state not in FINAL
-        assert queued == {key_id: self.store.queries.queued.count(key_id) for key_id in queued}
+        for name in KEYS:
+            key_id = self.store.key(name)
+            queued = sum(
+                query.state not in FINAL and query.key_id == key_id
+                for query in self.model.queries.values()
+            )
+            assert queued == self.store.queries.queued.count(key_id)
 
     @invariant()
     def no_cycle_has_more_attempts_than_the_cap(self) -> None:
