@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks import (
     bulk,
     deliveries,
+    destinations,
     document,
     end_to_end,
     latency,
@@ -46,6 +47,7 @@ ROWS: Final = (
     Row(name="upload", measure=upload.measure),
     Row(name="lemmas", measure=lemmas.measure),
     Row(name="deliveries", measure=deliveries.measure),
+    Row(name="destinations", measure=destinations.measure),
     Row(name="core", measure=one_core.measure),
     Row(name="end-to-end", measure=end_to_end.measure),
     Row(name="latency", measure=latency.measure),

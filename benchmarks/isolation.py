@@ -196,8 +196,8 @@ def _insert(connection: Any, rows: Sequence[tuple[str, str, str, str, int]]) -> 
     )
     connection.executemany(
         "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
-        " created_at) VALUES (?1, ?2, ?6, ?3, (SELECT id FROM destination WHERE name = ?4),"
-        " 'QUEUED', ?5, ?5)",
+        " cycle_at, created_at) VALUES (?1, ?2, ?6, ?3,"
+        " (SELECT id FROM destination WHERE name = ?4), 'QUEUED', ?5, ?5, ?5)",
         [(*row, _TEXT) for row in rows],
     )
 

@@ -123,8 +123,14 @@ class Parts:
         before = time.process_time()
         for _ in range(0, count, THREADS):
             waiting = self._queries.waiting()
-            turn = Turn(destination=waiting[0].destination, retries=False, count=THREADS)
-            for _ in self._pool.map(self._settle, self._queries.lease([turn], now=_NOW)):
+            turn = Turn(
+                key_id=waiting[0].key_id,
+                destination=waiting[0].destination,
+                retries=False,
+                count=THREADS,
+            )
+            (leased,) = self._queries.lease([turn], now=_NOW)
+            for _ in self._pool.map(self._settle, leased.leases):
                 pass
         return (time.process_time() - before) / count
 

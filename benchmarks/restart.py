@@ -163,9 +163,9 @@ def _fill(folder: Path, queries: int, ports: Sequence[int]) -> None:
                     "WITH RECURSIVE number(n) AS ("
                     "  SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < :queries)"
                     " INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
-                    "   created_at)"
+                    "   cycle_at, created_at)"
                     " SELECT printf('qry_%026d', n), :key, 'dogs in the park ' || n, name || '/', id,"
-                    "   'QUEUED', :now - :queries + n, :now - :queries + n"
+                    "   'QUEUED', :now - :queries + n, :now - :queries + n, :now - :queries + n"
                     " FROM number JOIN destination ON id = 1 + n % :destinations",
                     {
                         "queries": queries,

@@ -38,11 +38,7 @@ class Service:
 
     def cpu_seconds(self) -> float:
         """Return the processor time of the server and its children so far, over all threads."""
-        total = 0
-        for process_id in (self.process_id, *self._children()):
-            fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:13]))  # utime and stime; see proc(5)
-        return total * _TICK
+        return sum(map(cpu_seconds_of, (self.process_id, *self._children())))
 
     def _children(self) -> list[int]:
         tasks = Path(f"/proc/{self.process_id}/task").glob("*/children")
@@ -54,6 +50,12 @@ class Service:
             content=content, tags=[image_pb2.Tag(name=tag)], no_wait=True
         )
         self.stub.UploadImage(request, metadata=self.metadata, timeout=_PATIENCE)
+
+
+def cpu_seconds_of(process_id: int) -> float:
+    """Return the processor time that a process has used so far, over all its threads."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK  # utime and stime; see proc(5)
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def serving(folder: Path, *options: str, callbacks: Sequence[str] = ()) -> Itera
     with (
         log.open("w") as stderr,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=_environment()
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment()
         ) as process,
     ):
         try:
@@ -108,7 +110,8 @@ def serving(folder: Path, *options: str, callbacks: Sequence[str] = ()) -> Itera
             process.kill()  # does nothing to a process that has ended
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment for a server: without what is configured for another one."""
     # Whatever this machine has configured for another picback is not meant for this one.
     return {
         name: value

@@ -30,13 +30,14 @@ class ByteBudget:
         self._closed = False
 
     @contextmanager
-    def hold(self, size: int) -> Iterator[bool]:
+    def hold(self, size: int, *, timeout: float | None = None) -> Iterator[bool]:
         """Wait for *size* bytes and hold them while the block runs.
 
         Yields:
-            False if nothing is held, because the budget was closed before there was room.
+            False if nothing is held, because the budget was closed before there was room, or
+            *timeout* seconds passed.
         """
-        taken = self._take(size)
+        taken = self._take(size, timeout)
         try:
             yield taken
         finally:
@@ -49,7 +50,7 @@ class ByteBudget:
             self._closed = True
             self._condition.notify_all()
 
-    def _take(self, size: int) -> bool:
+    def _take(self, size: int, timeout: float | None) -> bool:
         ticket = object()
 
         def is_my_turn() -> bool:
@@ -58,7 +59,7 @@ class ByteBudget:
 
         with self._condition:
             self._waiting.append(ticket)
-            self._condition.wait_for(lambda: is_my_turn() or self._closed)
+            self._condition.wait_for(lambda: is_my_turn() or self._closed, timeout)
             taken = is_my_turn()
             self._waiting.remove(ticket)
             if taken:

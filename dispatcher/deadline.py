@@ -17,10 +17,12 @@ class Deadline:
     Attributes:
         at: In seconds on *clock*.
         clock: Monotonic, so that a changed wall clock neither ends nor prolongs an attempt.
+        owner: For whom the call is made: whose share of what is scarce it uses.
     """
 
     at: float
     clock: Callable[[], float] = time.monotonic
+    owner: str = ""
 
     def left(self) -> float:
         """Return the seconds that are left, more than 0: fit for ``socket.settimeout``.

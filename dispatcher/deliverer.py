@@ -73,10 +73,12 @@ class Failed:
     Attributes:
         reason: A name of ``ErrorReason`` in ``error.proto`` without its prefix, for programs.
         message: One sentence for people, without resolved addresses.
+        cut_short: It is a timeout, and the attempt had less time than others have.
     """
 
     reason: str
     message: str
+    cut_short: bool = False
 
 
 #: What came of an attempt.
@@ -86,12 +88,23 @@ Outcome = Answered | Failed
 class Deliverer(Protocol):
     """Calls receivers back."""
 
-    def deliver(self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]) -> Outcome:
+    def deliver(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: Sequence[bytes],
+        owner: str = "",
+        timeout: float | None = None,
+    ) -> Outcome:
         """POST *body* to *url* once. Does not raise for what a receiver or the network does.
 
+        *owner* is who shares what is scarce with others, *timeout* seconds for this attempt if
+        that is less than attempts have.
+
         Raises:
-            LocalResourceError: This machine lacks what the request needs; no attempt was made
-                that says anything about the receiver.
+            LocalResourceError: This machine lacks what the request needs, or *owner* has its share
+                of that already; no attempt was made that says anything about the receiver.
         """
         ...
 
@@ -171,7 +184,15 @@ class HttpDeliverer:
         """Connections opened so far; the rest of the requests reused one."""
         return self._transport.connections
 
-    def deliver(self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]) -> Outcome:
+    def deliver(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: Sequence[bytes],
+        owner: str = "",
+        timeout: float | None = None,
+    ) -> Outcome:
         """POST *body* to *url*, once, within one deadline. Redirects are not followed.
 
         Args:
@@ -179,11 +200,14 @@ class HttpDeliverer:
             headers: In lower case; ``host``, ``user-agent``, ``accept-encoding`` and
                 ``content-length`` are added.
             body: In pieces, sent as they are.
+            owner: Whose share of look-ups is used.
+            timeout: Seconds, if less than this deliverer's.
 
         Raises:
             LocalResourceError: As `Deliverer.deliver`.
         """
-        deadline = Deadline(self._monotonic() + self._timeout, self._monotonic)
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        deadline = Deadline(self._monotonic() + seconds, self._monotonic, owner)
         try:
             target = self._guard.check(url)
             answer = self._transport.handle_request(
@@ -202,7 +226,7 @@ class HttpDeliverer:
                 )
             )
         except tuple(_FAILURES) as exc:
-            return _failed(exc)
+            return _failed(exc, cut_short=seconds < self._timeout)
         wish = answer.headers.get("webhook-delivery", "").lower()
         return Answered(
             status=answer.status_code,
@@ -240,11 +264,12 @@ _FAILURES: dict[type[Exception], tuple[str, str]] = {
 }
 
 
-def _failed(exc: Exception) -> Failed:
+def _failed(exc: Exception, *, cut_short: bool) -> Failed:
     reason, message = next(failure for kind, failure in _FAILURES.items() if isinstance(exc, kind))
     if isinstance(exc, ssl.SSLError):
         message = f"{message}: {_words_of(exc)}."
-    return Failed(reason=reason, message=message)
+    is_timeout = isinstance(exc, TimeoutError)
+    return Failed(reason=reason, message=message, cut_short=cut_short and is_timeout)
 
 
 def _words_of(error: ssl.SSLError) -> str:

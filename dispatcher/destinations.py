@@ -1,295 +1,407 @@
-"""Whose turn it is: which destinations may be called now, and how often at once.
+"""Whose turn it is: which queues may begin an attempt now, and how many.
 
-A destination is scheme, host and port: what fails together. One that hangs or refuses must
-not take the threads of the others, so each has a limit of attempts under way that begins at
-one and follows what it can bear, and a circuit breaker that leaves it alone while it is down.
-Waiting for a breaker uses up no attempt of any query.
+Turns go to API keys first, then to each key's destinations, so that nothing that one key queues or
+calls delays another key by more than its share. A queue that cannot have a turn (its destination is
+full, or its breaker open) is parked at its destination until that changes, and one that is due
+later waits for a timer: giving out a turn takes a time that does not depend on how many wait.
 
-Everything here is in memory; time is passed in. What must outlive a restart (breakers) is
-handed out to be saved and taken back at start.
+Everything here is in memory; time is passed in. What must outlive a restart (breakers) is handed
+out to be saved and taken back at start. When queues are due is a hint, never later than the truth,
+which is in storage.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections import deque
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from dispatcher.breaker import CircuitBreaker
 from dispatcher.deliverer import Answered
-from storage.breakers import Breaker
+from dispatcher.rotation import Rotation, Turns
+from dispatcher.shares import Shares
+from dispatcher.timers import Timers
 from storage.query_records import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from dispatcher.deliverer import Outcome
-    from storage.query_records import DueQueue
+    from storage.breakers import Breaker
+    from storage.query_records import DueQueue, QueryLease
 
-#: Attempts under way at once to a destination that answers well.
-MOST_AT_ONCE: Final = 8
-#: The breaker opens after this many failures in a row ...
-FAILURES_IN_A_ROW: Final = 5
-#: ... or when of at least this many attempts within the window half or more failed.
-FEWEST_IN_WINDOW: Final = 20
-WINDOW_SECONDS: Final = 60.0
-#: First and longest time for which a breaker stays open, in seconds; doubles in between.
-OPEN_SECONDS: Final = (5.0, 300.0)
 #: Share of all threads that retries leave to first attempts.
-KEPT_FOR_FIRST: Final = 0.25
+FIRST_ATTEMPT_SHARE: Final = 0.25
+#: Of all threads, what one API key may take at most: this many times those that are free.
+KEY_RATIO: Final = 7.0
+#: Share of all threads for destinations that are not proven, at least and at most: each of them that
+#: lets an attempt time out halves it, each that answers adds a thread. It begins with the most.
+UNPROVEN_SHARE: Final = (0.125, 0.75)
+#: While queues of proven destinations wait, one turn in so many goes to another one.
+UNPROVEN_EVERY: Final = 16
+#: Destinations that are remembered though nothing waits for them.
+MAX_IDLE_DESTINATIONS: Final = 10_000
+#: How many parked queues are looked through for one whose key has not failed.
+_PROBE_CANDIDATES: Final = 16
+#: Queues let out of the park beyond the room there is: the key of another may have no place.
+_SPARE: Final = 3
 
 
-class _Window:
-    """Outcomes of the last minute, and how many of them were failures."""
+@dataclass(slots=True, eq=False)
+class _Flow:
+    """What one key has queued for one destination, first attempts or retries."""
 
-    def __init__(self) -> None:
-        self._outcomes: deque[tuple[int, bool]] = deque()
-        self._failed = 0
-
-    def note(self, *, ok: bool, now: int) -> None:
-        """Add an outcome, and forget those that are too old."""
-        self._outcomes.append((now, ok))
-        self._failed += not ok
-        while self._outcomes[0][0] < now - WINDOW_SECONDS * 1000:
-            _, was_ok = self._outcomes.popleft()
-            self._failed -= not was_ok
-
-    @property
-    def is_bad(self) -> bool:
-        """Whether half of enough attempts failed."""
-        return len(self._outcomes) >= FEWEST_IN_WINDOW and 2 * self._failed >= len(self._outcomes)
+    key_id: str
+    destination: _Destination
+    retries: bool
+    #: None while it is being leased from, or when nothing is known to wait.
+    due_at: int | None = None
+    #: Where it waits for a turn: None if it has none to wait for, or is parked.
+    rotation: Rotation[_Flow] | None = None
+    #: Turns whose leases have not come yet.
+    leasing: int = 0
+    was_served: bool = False
 
 
-@dataclass(slots=True)
-class _Destination:
-    limit: float = 1.0
-    #: No failure yet, nor the highest limit: nothing is known but good, so far.
-    is_new: bool = True
-    under_way: int = 0
-    last_turn: int = 0
-    failures_in_a_row: int = 0
-    window: _Window = field(default_factory=_Window)
-    state: str = "CLOSED"
-    probe_at: int = 0
-    openings: int = 0
-
-    def capacity(self, now: int) -> int:
-        """Return how many more attempts may begin now."""
-        if self.state == "HELD":
-            return 0
-        if self.state == "OPEN":
-            return 1 if now >= self.probe_at and self.under_way == 0 else 0
-        return max(0, int(self.limit) - self.under_way)
+@dataclass(slots=True, eq=False)
+class _Destination(CircuitBreaker):
+    flows: dict[tuple[str, bool], _Flow] = field(default_factory=dict)
+    parked: OrderedDict[_Flow, None] = field(default_factory=OrderedDict)
+    #: Attempts in flight that began when it was not proven, by key.
+    unproven: dict[str, int] = field(default_factory=dict)
 
 
 class Destinations:
     """Gives out turns and learns from outcomes. Safe to use from any thread.
 
     Args:
-        threads: Attempts under way at once, over all destinations.
+        threads: Attempts in flight at most, over all destinations.
         rng: Jitter, so that destinations that went down together are not probed together.
     """
 
     def __init__(self, *, threads: int, rng: random.Random | None = None) -> None:
-        self._most_retries = max(1, threads - max(1, round(threads * KEPT_FOR_FIRST)))
+        self._max_retries = max(1, threads - max(1, round(threads * FIRST_ATTEMPT_SHARE)))
         self._rng = rng or random.SystemRandom()
         self._lock = threading.Lock()
         self._destinations: dict[int, _Destination] = {}
-        self._retries_under_way = 0
-        self._turns = 0
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._held = 0
+        self._retries_in_flight = 0
+        self._shares = Shares(threads, ratio=KEY_RATIO)
+        self._min_unproven, self._max_unproven = (
+            max(1, round(threads * share)) for share in UNPROVEN_SHARE
+        )
+        self._unproven = Shares(self._max_unproven, ratio=KEY_RATIO)
+        self._turns = Turns()
+        #: By whether destinations are proven and whether queries are retries.
+        self._rotations: dict[tuple[bool, bool], Rotation[_Flow]] = {
+            (proven, retries): Rotation(self._turns)
+            for proven in (True, False)
+            for retries in (False, True)
+        }
+        #: Turns of proven destinations since the last one of another.
+        self._proven_in_a_row = 0
+        #: Keys whose last turn was a retry's.
+        self._retried: set[str] = set()
+        self._timers: Timers[_Flow | _Destination] = Timers()
 
-    def restore(self, breakers: Iterable[Breaker]) -> None:
-        """Take up breakers that were open when an earlier process ended."""
+    def restore(self, breakers: Iterable[Breaker], *, now: int) -> None:
+        """Take up breakers as they are stored: at start, or when an operator changed them."""
         with self._lock:
             for breaker in breakers:
                 destination = self._of(breaker.destination)
-                destination.state = breaker.state
-                destination.probe_at = breaker.probe_at
-                destination.openings = breaker.openings
-
-    def obey(self, breakers: Iterable[Breaker]) -> None:
-        """Take up what an operator did, who changes what is kept and not what is here.
-
-        Every breaker that is not among *breakers* is closed, and one that is HELD there is here.
-        """
-        kept = {breaker.destination: breaker.state for breaker in breakers}
-        with self._lock:
-            for id_, destination in self._destinations.items():
-                if destination.state != "CLOSED" and id_ not in kept:
-                    self._destinations[id_] = _Destination(
-                        under_way=destination.under_way, last_turn=destination.last_turn
-                    )
-            for id_, state in kept.items():
-                if state == "HELD":
-                    self._of(id_).state = state
+                self._held += (breaker.state == "HELD") - (destination.state == "HELD")
+                destination.take_up(breaker, now=now)
+                self._resort(destination, now)
+                self._unpark(destination, now)
+                self._forget_if_idle(destination)
 
     @property
     def any_held(self) -> bool:
         """Whether an operator holds a breaker open: nothing but the operator ends that."""
         with self._lock:
-            return any(each.state == "HELD" for each in self._destinations.values())
+            return self._held > 0
+
+    def __len__(self) -> int:
+        """Return how many destinations are remembered."""
+        with self._lock:
+            return len(self._destinations)
 
     def is_full(self, destination: int) -> bool:
-        """Tell whether nothing can begin there before something else `finished`."""
+        """Return whether nothing can begin there before something else `finished`."""
         with self._lock:
             known = self._destinations.get(destination)
             return (
                 known is not None
                 and known.state in ("CLOSED", "RECOVERING")
-                and 0 < int(known.limit) <= known.under_way
+                and 0 < int(known.limit) <= known.in_flight
             )
 
-    def take_turns(self, waiting: Sequence[DueQueue], *, free: int, now: int) -> list[Turn]:
-        """Give out at most *free* turns, one at a time to each destination in rotation.
+    def waits(self, queues: Iterable[DueQueue], *, now: int) -> None:
+        """Note that queries wait in *queues*, due then or later."""
+        with self._lock:
+            for queue in queues:
+                self._waits(queue.key_id, queue.destination, queue.retries, queue.due_at, now)
 
-        The turns count as under way until `finished` (or `not_begun`) is told of each.
+    def take_turns(self, *, free: int, now: int, first: bool = True) -> list[Turn]:
+        """Give out at most *free* turns.
+
+        They count as in flight until `leased` says how many began, and `finished` that each of
+        these has ended. *first*: whether first attempts may have turns.
         """
-        due = [queue for queue in waiting if queue.due_at <= now]
-        given: dict[tuple[int, bool], int] = {}
+        given: Counter[_Flow] = Counter()
         with self._lock:
-            while free > 0:
-                queue = self._next(due, now)
-                if queue is None:
+            self._advance(now)
+            while free > sum(given.values()):
+                flow = self._next(now, first=first)
+                if flow is None:
                     break
-                self._begin(queue)
-                key = (queue.destination, queue.retries)
-                given[key] = given.get(key, 0) + 1
-                free -= 1
-        return [
-            Turn(destination=destination, retries=retries, count=count)
-            for (destination, retries), count in given.items()
-        ]
-
-    def next_turn_at(self, waiting: Sequence[DueQueue], *, now: int) -> int | None:
-        """Return when a turn can next be given (milliseconds); None until something finishes."""
-        with self._lock:
-            times = [
-                max(queue.due_at, self._of(queue.destination).probe_at)
-                if self._of(queue.destination).state == "OPEN"
-                else queue.due_at
-                for queue in waiting
-                if self._may_begin(queue, max(now, self._of(queue.destination).probe_at))
+                self._begin(flow)
+                given[flow] += 1
+            for flow, count in given.items():
+                flow.leasing += count
+                flow.due_at = None
+                self._place(flow, now)
+            return [
+                Turn(
+                    key_id=flow.key_id,
+                    destination=flow.destination.id,
+                    retries=flow.retries,
+                    count=count,
+                    avoid=_avoided(flow.destination),
+                )
+                for flow, count in given.items()
             ]
-        return min(times, default=None)
 
-    def not_begun(self, turn: Turn, *, count: int) -> None:
-        """Take back *count* of a turn's attempts, because there were fewer queries than that."""
+    def leased(self, turn: Turn, *, begun: int, next_due_at: int | None, now: int) -> None:
+        """Note how many of a turn's attempts began, and when the queue's next query is due."""
         with self._lock:
-            self._of(turn.destination).under_way -= count
-            if turn.retries:
-                self._retries_under_way -= count
+            destination = self._of(turn.destination)
+            flow = destination.flows[turn.key_id, turn.retries]
+            flow.leasing -= turn.count
+            for _ in range(turn.count - begun):
+                self._end(destination, turn.key_id, retry=turn.retries)
+            if next_due_at is not None:
+                self._waits(turn.key_id, turn.destination, turn.retries, next_due_at, now)
+            else:
+                self._place(flow, now)
+            self._unpark(destination, now)
+            self._forget_if_idle(destination)
 
-    def finished(
-        self, destination: int, outcome: Outcome | None, *, retry: bool, now: int
-    ) -> Breaker | None:
+    def next_turn_at(self, *, now: int, first: bool = True) -> int | None:
+        """Return since or until when a turn can be given (milliseconds); None: not by time."""
+        with self._lock:
+            self._advance(now)
+            flow = self._next(now, first=first)
+            if flow is None:
+                return self._timers.next_at()
+            due_at = now if flow.due_at is None else flow.due_at
+            return max(due_at, flow.destination.probe_at) if _is_open(flow) else due_at
+
+    def finished(self, lease: QueryLease, outcome: Outcome | None, *, now: int) -> Breaker | None:
         """Learn from an attempt's *outcome* (None: none was made).
+
+        Args:
+            lease: What was attempted.
+            outcome: What came of it.
+            now: When it ended.
 
         Returns:
             The breaker, when its state changed and is to be remembered.
         """
         with self._lock:
-            known = self._of(destination)
-            known.under_way -= 1
-            if retry:
-                self._retries_under_way -= 1
-            if outcome is None or known.state == "HELD":
-                return None
-            before = (known.state, known.probe_at)
-            if is_failure(outcome):
-                self._failed(known, outcome, now)
+            destination = self._of(lease.destination)
+            was_proven, changed = destination.is_proven, None
+            if self._end(destination, lease.key_id, retry=lease.is_retry):
+                self._adapt_unproven_share(outcome)
+            if outcome is not None:
+                changed = destination.learn(
+                    outcome,
+                    key_id=lease.key_id,
+                    url=lease.callback_url,
+                    now=now,
+                    rng=self._rng,
+                )
+            if destination.is_proven and not was_proven:
+                for key_id, count in destination.unproven.items():
+                    self._unproven.give_back(key_id, count)
+                destination.unproven.clear()
+            if destination.is_proven != was_proven:
+                self._resort(destination, now)
+            self._unpark(destination, now)
+            self._forget_if_idle(destination)
+            return changed
+
+    def _waits(self, key_id: str, id_: int, retries: bool, due_at: int, now: int) -> None:  # noqa: FBT001
+        destination = self._of(id_)
+        flow = destination.flows.get((key_id, retries))
+        if flow is None:
+            self._idle.pop(id_, None)
+            flow = destination.flows[key_id, retries] = _Flow(key_id, destination, retries)
+        if flow.due_at is None or due_at < flow.due_at:
+            flow.due_at = due_at
+            self._place(flow, now)
+
+    def _advance(self, now: int) -> None:
+        while (waiter := self._timers.pop(now)) is not None:
+            if isinstance(waiter, _Flow):
+                self._place(waiter, now)
             else:
-                _succeeded(known, now)
-            if (known.state, known.probe_at) == before:
-                return None
-            return Breaker(
-                destination=destination,
-                state=known.state,
-                probe_at=known.probe_at,
-                openings=known.openings,
+                self._unpark(waiter, now)
+
+    def _place(self, flow: _Flow, now: int) -> None:
+        """Put *flow* where it belongs by when it is due."""
+        destination = flow.destination
+        if flow.due_at is not None and flow.due_at <= now:
+            rotation = self._rotations[destination.is_proven, flow.retries]
+            if flow.rotation is not rotation and flow not in destination.parked:
+                self._leave(flow)
+                flow.rotation = rotation
+                rotation.add(flow.key_id, flow, was_served=flow.was_served)
+            return
+        self._leave(flow)
+        if flow.due_at is not None:
+            self._timers.wake(flow, flow.due_at)
+        elif not flow.leasing and destination.flows.get((flow.key_id, flow.retries)) is flow:
+            del destination.flows[flow.key_id, flow.retries]
+
+    def _leave(self, flow: _Flow) -> None:
+        if flow.rotation is not None:
+            flow.rotation.discard(flow.key_id, flow)
+            flow.rotation = None
+        else:
+            flow.destination.parked.pop(flow, None)
+
+    def _resort(self, destination: _Destination, now: int) -> None:
+        """Move the destination's flows to the rotations for what it has become."""
+        for flow in destination.flows.values():
+            if flow.rotation is not None:
+                self._place(flow, now)
+
+    def _unpark(self, destination: _Destination, now: int) -> None:
+        """Let parked flows wait for turns again, as far as there is room for attempts."""
+        if not destination.parked:
+            return
+        room = destination.capacity(now)
+        if room == 0:
+            if destination.state == "OPEN" and destination.probe_at > now:
+                self._timers.wake(destination, destination.probe_at)
+            return
+        flows = list(islice(destination.parked, max(room + _SPARE, _PROBE_CANDIDATES)))
+        if destination.state == "OPEN":
+            flows.sort(key=lambda flow: destination.failed_lately(flow.key_id))  # stable
+            room = 1
+        for flow in flows[: room + _SPARE]:
+            del destination.parked[flow]
+            self._place(flow, now)
+
+    def _next(self, now: int, *, first: bool) -> _Flow | None:
+        """Return the flow whose turn it is, None if there is none."""
+        groups = (True, False) if self._proven_in_a_row < UNPROVEN_EVERY - 1 else (False, True)
+        for proven in groups:
+            retry, new = (
+                self._next_of(proven=proven, retries=True, now=now),
+                self._next_of(proven=proven, retries=False, now=now) if first else None,
             )
+            if retry is None or new is None:
+                flow = retry or new
+            elif retry.key_id == new.key_id:
+                flow = new if retry.key_id in self._retried else retry
+            else:
+                flow = min(retry, new, key=lambda flow: self._turns.last(flow.key_id))
+            if flow is not None:
+                return flow
+        return None
 
-    def _next(self, due: Sequence[DueQueue], now: int) -> DueQueue | None:
-        candidates = [
-            queue
-            for queue in due
-            if self._of(queue.destination).capacity(now) and self._may_begin(queue, now)
-        ]
-        # Whoever had a turn longest ago; of its two queues the one that waits longer.
-        return min(
-            candidates,
-            key=lambda queue: (self._of(queue.destination).last_turn, queue.due_at),
-            default=None,
-        )
+    def _next_of(self, *, proven: bool, retries: bool, now: int) -> _Flow | None:
+        if retries and self._retries_in_flight >= self._max_retries:
+            return None
+        if not proven and self._unproven.free <= 0:
+            return None
+        rotation = self._rotations[proven, retries]
+        for key_id in rotation.keys_in_turn():
+            if not self._shares.allows(key_id):
+                continue
+            if not proven and not self._unproven.allows(key_id):
+                continue
+            while (flow := rotation.first(key_id)) is not None:
+                if flow.destination.capacity(now):
+                    return flow
+                self._park(flow, now)
+        return None
 
-    def _may_begin(self, queue: DueQueue, now: int) -> bool:
-        if queue.retries and self._retries_under_way >= self._most_retries:
+    def _park(self, flow: _Flow, now: int) -> None:
+        self._leave(flow)
+        destination = flow.destination
+        destination.parked[flow] = None
+        if destination.state == "OPEN" and destination.probe_at > now:
+            self._timers.wake(destination, destination.probe_at)
+
+    def _begin(self, flow: _Flow) -> None:
+        destination, key_id = flow.destination, flow.key_id
+        destination.in_flight += 1
+        self._shares.take(key_id)
+        if destination.is_proven:
+            self._proven_in_a_row += 1
+        else:
+            self._proven_in_a_row = 0
+            self._unproven.take(key_id)
+            destination.unproven[key_id] = destination.unproven.get(key_id, 0) + 1
+        self._retries_in_flight += flow.retries
+        (self._retried.add if flow.retries else self._retried.discard)(key_id)
+        flow.was_served = True
+        self._turns.count(key_id)
+        if flow.rotation is not None:
+            flow.rotation.served(key_id, flow)
+        for rotation in self._rotations.values():
+            rotation.passed(key_id)
+
+    def _end(self, destination: _Destination, key_id: str, *, retry: bool) -> bool:
+        """Count an attempt as ended; return whether it counted as of an unproven destination."""
+        destination.in_flight -= 1
+        self._shares.give_back(key_id)
+        self._retries_in_flight -= retry
+        if key_id not in destination.unproven:
             return False
-        return self._of(queue.destination).capacity(now) > 0
+        self._unproven.give_back(key_id)
+        destination.unproven[key_id] -= 1
+        if not destination.unproven[key_id]:
+            del destination.unproven[key_id]
+        return True
 
-    def _begin(self, queue: DueQueue) -> None:
-        destination = self._of(queue.destination)
-        self._turns += 1
-        destination.last_turn = self._turns
-        destination.under_way += 1
-        if queue.retries:
-            self._retries_under_way += 1
+    def _adapt_unproven_share(self, outcome: Outcome | None) -> None:
+        if isinstance(outcome, Answered):
+            self._unproven.places = min(self._max_unproven, self._unproven.places + 1)
+        elif outcome is not None and outcome.reason == "TIMEOUT":
+            self._unproven.places = max(self._min_unproven, self._unproven.places // 2)
 
-    def _failed(self, destination: _Destination, outcome: Outcome, now: int) -> None:
-        destination.is_new = False
-        if _is_overload(outcome):
-            destination.limit = max(1.0, destination.limit / 2)
-        destination.failures_in_a_row += 1
-        destination.window.note(ok=False, now=now)
-        if (
-            destination.state != "CLOSED"
-            or destination.failures_in_a_row >= FAILURES_IN_A_ROW
-            or destination.window.is_bad
-        ):
-            self._open(destination, now)
+    def _forget_if_idle(self, destination: _Destination) -> None:
+        """Remember only so many destinations for which nothing waits."""
+        if destination.flows or destination.in_flight or destination.state != "CLOSED":
+            self._idle.pop(destination.id, None)
+            return
+        self._idle[destination.id] = None
+        self._idle.move_to_end(destination.id)
+        while len(self._idle) > MAX_IDLE_DESTINATIONS:
+            oldest, _ = self._idle.popitem(last=False)
+            del self._destinations[oldest]
 
-    def _open(self, destination: _Destination, now: int) -> None:
-        if destination.state == "OPEN" and now < destination.probe_at:
-            return  # a straggler from before it opened tells nothing new
-        shortest, longest = OPEN_SECONDS
-        seconds = min(shortest * 2.0**destination.openings, longest)
-        destination.state = "OPEN"
-        destination.openings += 1
-        destination.probe_at = now + round(1000 * seconds * self._rng.uniform(0.8, 1.2))
-
-    def _of(self, destination: int) -> _Destination:
-        return self._destinations.setdefault(destination, _Destination())
+    def _of(self, id_: int) -> _Destination:
+        known = self._destinations.get(id_)
+        if known is None:
+            known = self._destinations[id_] = _Destination(id_)
+        return known
 
 
-def is_failure(outcome: Outcome) -> bool:
-    """Tell whether *outcome* speaks against the destination, rather than this one query."""
-    if isinstance(outcome, Answered):
-        return outcome.status >= 500 or outcome.status == 429
-    return outcome.reason not in ("ADDRESS_FORBIDDEN", "CALLBACK_URL_INVALID", "INTERRUPTED")
+def _is_open(flow: _Flow) -> bool:
+    return flow.destination.state == "OPEN"
 
 
-def _is_overload(outcome: Outcome) -> bool:
-    if isinstance(outcome, Answered):
-        return outcome.status in (429, 503)
-    return outcome.reason == "TIMEOUT"
-
-
-def _succeeded(destination: _Destination, now: int) -> None:
-    destination.failures_in_a_row = 0
-    destination.window.note(ok=True, now=now)
-    if destination.state == "OPEN":
-        # The probe got through: one at a time at first, then more with every answer.
-        destination.state, destination.limit = "RECOVERING", 1.0
-        return
-    # Where nothing bad is known, or no longer, each answer lets one more in beside it: 1, 2, 4, 8
-    # as rounds go. One that was overloaded gets one more a round.
-    is_fast = destination.is_new or destination.state == "RECOVERING"
-    destination.limit = min(
-        float(MOST_AT_ONCE), destination.limit + (1 if is_fast else 1 / destination.limit)
-    )
-    if destination.limit < MOST_AT_ONCE:
-        return
-    destination.is_new = False
-    if destination.state == "RECOVERING":
-        destination.state, destination.openings = "CLOSED", 0
-        destination.window = _Window()
+def _avoided(destination: _Destination) -> frozenset[int]:
+    """Return which URLs a probe should not call, if there are others."""
+    if destination.state != "OPEN" or destination.marks is None:
+        return frozenset()
+    return destination.marks.urls()

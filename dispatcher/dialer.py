@@ -73,7 +73,8 @@ class Dialer:
 
         Raises:
             ForbiddenCallbackError: The host, one of its addresses, or the peer, is forbidden.
-            LocalResourceError: This machine lacks what a connection needs, or the proxy fails.
+            LocalResourceError: This machine lacks what a connection needs, there is no place for a
+                look-up, or the proxy fails.
             OSError: There is no connection; may pass. The subclass tells why: `NameLookupError`,
                 `TimeoutError`, `ConnectionRefusedError` or `ssl.SSLError`.
         """
@@ -100,7 +101,9 @@ class Dialer:
         name = host if self._guard.allows_exactly(host, port) else f"{host}."
         try:
             with local_resources():
-                return self._resolver.resolve(name, port, timeout=deadline.left())
+                return self._resolver.resolve(
+                    name, port, timeout=deadline.left(), owner=deadline.owner
+                )
         except TimeoutError:
             raise
         except OSError as exc:

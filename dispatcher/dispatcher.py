@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from dispatcher.byte_budget import ByteBudget
+from dispatcher.deadlines import DeadlineSweeper
 from dispatcher.destinations import Destinations
 from dispatcher.lane import Lane
 from dispatcher.late_matcher import LateMatcher
@@ -48,6 +49,8 @@ class Dispatcher:
         decode: Decodes an image, as `analysis.image_decoder.ImageDecoder.decode`: the preview of
             one that an earlier version stored.
         clock: Tells the wall-clock time in milliseconds since the epoch.
+        time: The scheduler's clock, the same unless the wall clock was set: `SteadyClock`. None:
+            the wall clock.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Dispatcher:
         decode: Callable[[bytes], DecodedImage],
         deliverer: Deliverer,
         clock: Callable[[], int],
+        time: Callable[[], int] | None = None,
         policy: RetryPolicy | None = None,
     ) -> None:
         self._settings = settings
@@ -74,6 +78,8 @@ class Dispatcher:
         self._load_tagger = load_tagger
         self._decode = decode
         self._clock = clock
+        #: The scheduler's time: when a query that is accepted now is due.
+        self.time = time or clock
         self._policy = policy or RetryPolicy()
         self._budget = ByteBudget(settings.delivery_bytes)
         self._patience = Patience()
@@ -84,7 +90,12 @@ class Dispatcher:
             breakers=breakers,
             destinations=Destinations(threads=settings.delivery_threads),
             can_match=self._matcher.has_come,
-            clock=clock,
+            clock=self.time,
+            wall=clock,
+            max_wait=self._policy.max_wait,
+        )
+        self._deadlines = DeadlineSweeper(
+            queries=queries, lifetime=self._policy.lifetime, clock=self.time, wall=clock
         )
         self._delivery = DeliveryWorker(
             queries=queries,
@@ -97,7 +108,8 @@ class Dispatcher:
             patience=self._patience,
             shortage=self._shortage,
             schedule=self._schedule,
-            clock=clock,
+            clock=self.time,
+            wall=clock,
         )
         self._delivery_lane: Lane[QueryLease] = Lane(
             "delivery",
@@ -105,7 +117,7 @@ class Dispatcher:
             lease=self._schedule.lease,
             next_due_at=self._schedule.next_due_at,
             process=self._delivery.process,
-            clock=clock,
+            clock=self.time,
         )
         self._tagger: Tagger | None = None
         self._tagging: TaggingWorker | None = None
@@ -125,9 +137,12 @@ class Dispatcher:
             max_interruptions=self._settings.max_interruptions, now=now
         ):
             logger.error("image.unprocessable", extra={"image": image_id})
-        self._queries.void_leases(max_attempts=self._policy.max_attempts, now=now)
+        self._queries.void_leases(
+            max_attempts=self._policy.max_attempts, now=self.time(), wall_now=now
+        )
         self._schedule.restore()
         self._delivery_lane.start()
+        self._deadlines.start()
         matcher = Matcher(tags=self._tags, images=self._images, lemmatizer=self._load_lemmatizer())
         matcher.refresh()
         self._matcher.come(matcher)
@@ -173,7 +188,7 @@ class Dispatcher:
 
     def wake_delivery(self, destination: int) -> None:
         """There is a query to work on, to be called back at *destination*."""
-        if not self._schedule.is_in_vain(destination):
+        if not self._schedule.is_saturated(destination):
             self._delivery_lane.wake()
 
     def match(self, text: str, *, limit: int) -> Matching:
@@ -191,11 +206,16 @@ class Dispatcher:
             return True
         if self._tagging_lane is not None and self._tagging_lane.is_stuck(grace=grace):
             return True
+        if self._deadlines.is_late(grace=grace):
+            return True
+        # Asked every few seconds: in passing the lane learns what operators did meanwhile.
+        self._delivery_lane.wake()
         return self._delivery_lane.is_stuck(grace=grace)
 
     def stop(self) -> None:
         """Begin nothing new; what is in flight goes on."""
         self._delivery_lane.stop()
+        self._deadlines.stop()
         if self._tagging_lane is not None:
             self._tagging_lane.stop()
 

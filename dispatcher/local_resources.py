@@ -35,12 +35,16 @@ class LocalResourceError(Exception):
     Attributes:
         lacking: What is lacking, a noun phrase for logs.
         held_by_connections: Whether closing idle connections gives some of it back.
+        only_for_owner: Whether others still get some: the owner that asked has its share already.
     """
 
-    def __init__(self, lacking: str, *, held_by_connections: bool = False) -> None:
+    def __init__(
+        self, lacking: str, *, held_by_connections: bool = False, only_for_owner: bool = False
+    ) -> None:
         super().__init__(f"not enough {lacking}")
         self.lacking = lacking
         self.held_by_connections = held_by_connections
+        self.only_for_owner = only_for_owner
 
 
 @contextmanager

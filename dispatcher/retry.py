@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from dispatcher.deliverer import Answered, Failed
 
@@ -17,6 +19,18 @@ CLIENT_ERROR_SCHEDULE: tuple[float, ...] = (0, 5, 60, 600, 1800)
 
 #: Longest wait that a receiver can ask for, in seconds.
 MAX_RETRY_AFTER = 86400.0
+
+#: The schedule ends this long before its query does, in seconds: the last attempt has its time.
+_LAST_ATTEMPT = 60.0
+
+
+def lifetime_of(schedule: tuple[float, ...]) -> int:
+    """Return the milliseconds after which a query ends that is not delivered by *schedule*.
+
+    Its waits without jitter and the last attempt, rounded up to whole hours: 76 h for `SCHEDULE`.
+    """
+    return math.ceil((sum(schedule) + _LAST_ATTEMPT) / 3600) * 3_600_000
+
 
 # 4xx answers that tell of a passing state: Request Timeout, Too Early, Too Many Requests.
 _PASSING_CLIENT_ERRORS = frozenset({408, 425, 429})
@@ -47,6 +61,31 @@ class GiveUp:
 
     reason: str
     message: str
+
+
+class Cycle(Protocol):
+    """A query's current run through the schedule, as a lease on it tells. In milliseconds."""
+
+    @property
+    def cycle_at(self) -> int:
+        """When it began: the query was submitted or redelivered."""
+
+    @property
+    def give_up_at(self) -> int | None:
+        """When the caller loses interest; None for never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """When and why a query ends that is not delivered before.
+
+    Attributes:
+        at: In milliseconds since the epoch.
+        reason: A name of ``ErrorReason`` in ``error.proto`` without its prefix.
+    """
+
+    at: int
+    reason: str
 
 
 #: What to do after an attempt.
@@ -84,8 +123,26 @@ class RetryPolicy:
         """Attempts at most, whatever receivers answer."""
         return len(self.schedule)
 
+    @property
+    def lifetime(self) -> int:
+        """Milliseconds from a query's acceptance or redelivery to its end, at most."""
+        return lifetime_of(self.schedule)
+
+    @property
+    def max_wait(self) -> int:
+        """Milliseconds that a query waits at most for its next attempt, for whatever reason."""
+        longest = max(self.schedule) * (1 + self.jitter)
+        return round(1000 * max(longest, MAX_RETRY_AFTER))
+
+    def end_of(self, cycle: Cycle) -> End:
+        """Return when a query ends whatever happens, unless it is delivered before."""
+        end = End(at=cycle.cycle_at + self.lifetime, reason="SCHEDULE_EXPIRED")
+        if cycle.give_up_at is not None and cycle.give_up_at <= end.at:
+            end = End(at=cycle.give_up_at, reason="DEADLINE_PASSED")
+        return end
+
     def decide(
-        self, outcome: Answered | Failed, *, attempt: int, now: int, give_up_at: int | None
+        self, outcome: Answered | Failed, *, attempt: int, now: int, cycle: Cycle
     ) -> Decision:
         """Return what follows from *outcome*.
 
@@ -93,7 +150,7 @@ class RetryPolicy:
             outcome: What came of the attempt.
             attempt: Its number, from 1.
             now: When it ended, in milliseconds since the epoch.
-            give_up_at: When the caller loses interest, in the same unit; None for never.
+            cycle: What limits the time for further attempts.
         """
         failure = failure_of(outcome)
         if failure is None:
@@ -107,17 +164,46 @@ class RetryPolicy:
                 message=f"Attempt {attempt} was the last of its schedule. {failure.message}",
             )
         at = now + round(1000 * self._wait(outcome, schedule[attempt]))
-        if give_up_at is not None and at > give_up_at:
+        end = self.end_of(cycle)
+        if end.reason == "SCHEDULE_EXPIRED":
+            at = self._before_the_end(outcome, at, now=now, cycle=cycle)
+        if at > end.at:
+            limit = _LIMITS[end.reason]
             return GiveUp(
-                reason="DEADLINE_PASSED",
-                message=f"The next attempt would come after give_up_after. {failure.message}",
+                reason=end.reason,
+                message=f"The next attempt would come after {limit}. {failure.message}",
             )
         return RetryAt(at=at)
 
+    def _before_the_end(
+        self, outcome: Answered | Failed, at: int, *, now: int, cycle: Cycle
+    ) -> int:
+        """Return *at*, or a time for a last attempt if jitter or a breaker made that too late.
+
+        The last attempts of queries that were accepted together are spread over the time between
+        the end of the schedule without jitter and that of the query.
+        """
+        first = cycle.cycle_at + round(1000 * sum(self.schedule))
+        last = cycle.cycle_at + self.lifetime - round(1000 * _LAST_ATTEMPT)
+        if at <= last:
+            return at
+        if now >= first or now + round(1000 * _wish(outcome)) > first:
+            return cycle.cycle_at + self.lifetime + 1  # too late for another
+        return round(self.rng.uniform(first, last))
+
     def _wait(self, outcome: Answered | Failed, scheduled: float) -> float:
         wait = scheduled * self.rng.uniform(1 - self.jitter, 1 + self.jitter)
-        wish = outcome.retry_after if isinstance(outcome, Answered) else None
-        return max(wait, min(wish or 0.0, MAX_RETRY_AFTER))
+        return max(wait, _wish(outcome))
+
+
+#: Reason of an `End` -> what a person calls it.
+_LIMITS = {"DEADLINE_PASSED": "give_up_after", "SCHEDULE_EXPIRED": "the end of the schedule"}
+
+
+def _wish(outcome: Answered | Failed) -> float:
+    """Return how many seconds the receiver asked us to wait, as far as we obey."""
+    wish = outcome.retry_after if isinstance(outcome, Answered) else None
+    return min(wish or 0.0, MAX_RETRY_AFTER)
 
 
 def failure_of(outcome: Answered | Failed) -> Failed | None:

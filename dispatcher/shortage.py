@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -18,17 +19,27 @@ logger = logging.getLogger(__name__)
 _LOG_INTERVAL: Final = 60.0
 #: Shortest and longest pause of a callback that was held up, in seconds.
 _PAUSE: Final = (1.0, 10.0)
+#: The same where only the owner's share is used up: at random, so that the many callbacks of one
+#: owner do not all return at once.
+_OWNER_PAUSE: Final = (1.0, 5.0)
 
 
 class Shortage:
     """Counts callbacks that a lack of our own held up. Safe to use from several threads.
 
     A shortage lasts from the first callback that it holds up to the next one that gets through.
-    *monotonic* is in seconds.
+    An owner that has its share already is not one: others' callbacks go on, so neither the log nor
+    health shows it. *monotonic* is in seconds, *uniform* draws a number between two.
     """
 
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._monotonic = monotonic
+        self._uniform = uniform
         self._lock = threading.Lock()
         self._since: float | None = None
         self._logged_at = 0.0
@@ -36,6 +47,8 @@ class Shortage:
 
     def hold_up(self, error: LocalResourceError) -> float:
         """Note a callback that was not made; return how long it is to wait, in seconds."""
+        if error.only_for_owner:
+            return self._uniform(*_OWNER_PAUSE)
         with self._lock:
             now = self._monotonic()
             if self._since is None:

@@ -9,6 +9,7 @@ because a query that crashes us each time must come to an end.
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -49,7 +50,8 @@ _STORAGE_PAUSE: Final = 1000
 class DeliveryWorker:
     """Works off leases on queries, until closed. Holds no state between two leases.
 
-    *clock* tells the wall-clock time in milliseconds. Safe to use from several threads.
+    *clock* tells the scheduler's time and *wall* the wall clock's (None: the same), in
+    milliseconds; *monotonic* is in seconds. Safe to use from several threads.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class DeliveryWorker:
         shortage: Shortage,
         schedule: Schedule,
         clock: Callable[[], int],
+        wall: Callable[[], int] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queries = queries
         self._images = images
@@ -78,6 +82,8 @@ class DeliveryWorker:
         self._shortage = shortage
         self._schedule = schedule
         self._clock = clock
+        self._wall = wall or clock
+        self._monotonic = monotonic
         self._large = StartedPool(_LARGE_AT_ONCE, name="body")
         self._large.start()
 
@@ -113,12 +119,17 @@ class DeliveryWorker:
         return None
 
     def _is_too_late(self, lease: QueryLease) -> bool:
-        """Give the query up if its caller's interest has ended."""
-        if lease.give_up_at is None or self._clock() < lease.give_up_at:
+        """Give the query up if its time has passed."""
+        end = self._policy.end_of(lease)
+        if self._clock() < end.at:
             return False
-        message = "give_up_after passed before an attempt"
-        self._settle(lease, None, GivenUp(reason="DEADLINE_PASSED", message=message))
+        message = "its time had passed before an attempt"
+        self._settle(lease, None, GivenUp(reason=end.reason, message=message))
         return True
+
+    def _seconds_left(self, lease: QueryLease) -> float:
+        """Return how long an attempt may take before the query's time has passed, more than 0."""
+        return max(1, self._policy.end_of(lease).at - self._clock()) / 1000
 
     def _deliver(self, lease: QueryLease) -> Outcome | None:
         matched = lease.matched or self._match(lease)
@@ -132,39 +143,49 @@ class DeliveryWorker:
     def _attempt(self, lease: QueryLease, matched: Matched) -> Outcome | None:
         image = self._images.file_of(matched.match.image_id) if matched.match else None
         size = payload.encoded_bytes(image.size_bytes) if image else 0
-        with self._budget.hold(size) as there_is_room:
+        with self._budget.hold(size, timeout=self._seconds_left(lease)) as there_is_room:
+            if self._is_too_late(lease):  # after the wait for room
+                return None
             if not there_is_room:  # we stop: the next start has more
                 self._hand_back(lease, due_at=self._clock())
                 return None
-            if self._is_too_late(lease):  # after the wait for room
-                return None
-            started_at, outcome = self._post(lease, matched, image)
-        ended_at = self._clock()
-        attempt = _attempt(lease, outcome, started_at=started_at, ended_at=ended_at)
+            started_at, latency, outcome = self._post(lease, matched, image)
+        attempt = _attempt(lease, outcome, started_at=started_at, latency=latency)
         decision = self._policy.decide(
-            outcome, attempt=lease.attempt_of_cycle, now=ended_at, give_up_at=lease.give_up_at
+            outcome, attempt=lease.attempt_of_cycle, now=self._clock(), cycle=lease
         )
         self._settle(lease, attempt, _settlement(decision))
         return outcome
 
     def _post(
         self, lease: QueryLease, matched: Matched, image: ImageFile | None
-    ) -> tuple[int, Outcome]:
-        """Call back; return when that began, and what came of it. Nothing keeps the body."""
+    ) -> tuple[int, float, Outcome]:
+        """Deliver; return when that began, for how many seconds, and what came of it.
+
+        Nothing keeps the body.
+        """
         make = partial(self._request, lease, matched, image)
         is_large = image is not None and image.size_bytes >= _LARGE_BYTES
         with local_resources():
             started_at, headers, body = self._large.submit(make).result() if is_large else make()
-            outcome = self._deliverer.deliver(lease.callback_url, headers=headers, body=body)
+            before = self._monotonic()
+            outcome = self._deliverer.deliver(
+                lease.callback_url,
+                headers=headers,
+                body=body,
+                owner=lease.key_id,
+                timeout=self._seconds_left(lease),
+            )
+            latency = self._monotonic() - before
         self._shortage.end()
-        return started_at, outcome
+        return started_at, latency, outcome
 
     def _request(
         self, lease: QueryLease, matched: Matched, image: ImageFile | None
     ) -> tuple[int, dict[str, str], Sequence[bytes]]:
         """Return when the attempt begins, its headers, and its body."""
         body = self._body(lease, matched, image)
-        started_at = self._clock()
+        started_at = self._wall()
         return started_at, self._headers(lease, started_at, body), body
 
     def _body(
@@ -193,7 +214,7 @@ class DeliveryWorker:
         """Match the text and record the match; None if the lease was lost or has ended."""
         found = self._matcher.match(lease.text, limit=1)
         best = found.matches[0] if found.matches else None
-        matched = Matched(lemmas=found.lemmas, match=best, at=self._clock())
+        matched = Matched(lemmas=found.lemmas, match=best, at=self._wall())
         if best is None and lease.ends_unmatched:
             self._settle(lease, None, Unmatched(matched=matched))
             return None
@@ -215,12 +236,11 @@ class DeliveryWorker:
         }
 
     def _settle_crash(self, lease: QueryLease) -> None:
-        now = self._clock()
         crash = retry.crashed()
         decision = self._policy.decide(
-            crash, attempt=lease.attempt_of_cycle, now=now, give_up_at=lease.give_up_at
+            crash, attempt=lease.attempt_of_cycle, now=self._clock(), cycle=lease
         )
-        attempt = _attempt(lease, crash, started_at=now, ended_at=now)
+        attempt = _attempt(lease, crash, started_at=self._wall(), latency=0)
         self._settle(lease, attempt, _settlement(decision))
 
     def _hand_back(self, lease: QueryLease, *, due_at: int) -> None:
@@ -229,13 +249,13 @@ class DeliveryWorker:
 
     def _settle(self, lease: QueryLease, attempt: Attempt | None, outcome: Settlement) -> None:
         """Record what came of a lease; not to would mean calling the receiver again for nothing."""
-        settle = partial(self._queries.settle, lease, attempt, outcome, now=self._clock())
+        settle = partial(self._queries.settle, lease, attempt, outcome, now=self._wall())
         held = self._patience.insist(settle, on=lease.id)
         if held is not None:
             _log(lease, attempt, outcome, held=held)
 
 
-def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, ended_at: int) -> Attempt:
+def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, latency: float) -> Attempt:
     failure = retry.failure_of(outcome)
     status, excerpt = 0, b""
     if isinstance(outcome, Answered):
@@ -243,7 +263,7 @@ def _attempt(lease: QueryLease, outcome: Outcome, *, started_at: int, ended_at: 
     return Attempt(
         number=lease.attempt,
         started_at=started_at,
-        latency_ms=max(0, ended_at - started_at),
+        latency_ms=round(1000 * latency),
         http_status=status,
         failure_reason=failure.reason if failure else None,
         failure_message=failure.message if failure else None,

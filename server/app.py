@@ -21,9 +21,13 @@ from analysis.taggers import TaggerLoadError
 from analysis.taggers.local_process import LocalTaggerProcess
 from dispatcher import (
     CertificateFileError,
+    ClockRecord,
     Dispatcher,
     HttpDeliverer,
+    SteadyClock,
     UrlGuard,
+    boot_id,
+    elapsed_time,
     new_secret,
     parse_proxy,
     receiver_context,
@@ -97,6 +101,8 @@ _MAX_PENDING_CALLS: Final = 100_000
 #: seconds: longer than a lane sleeps at most, lest a clock that was set raises an alarm.
 _LOOK_SECONDS: Final = 5.0
 _STUCK_SECONDS: Final = 90.0
+#: The setting that holds what the next process needs to go on with the scheduler's clock.
+_CLOCK: Final = "scheduler_clock"
 #: What a message may have beyond an image, and how far an image may be over the limit and
 #: still be told so by us: gRPC itself refuses longer messages, without our details.
 _MESSAGE_MARGIN: Final = 4_000_000
@@ -124,9 +130,16 @@ class App:
             encrypted with a key that the sealer lacks.
     """
 
-    def __init__(self, config: Config, *, clock: Callable[[], int] = wall_clock) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Callable[[], int] = wall_clock,
+        elapsed: Callable[[], int] = elapsed_time,
+    ) -> None:
         self._config = config
         self._clock = clock
+        self._elapsed = elapsed
         self._stopping = threading.Event()
         self._overseer = threading.Thread(
             target=self._oversee, name="picback-overseer", daemon=True
@@ -151,6 +164,7 @@ class App:
         self._seal_secrets(config.sealer.current)
         self._images = Images(self._database)
         self._queries = Queries(self._database)
+        self._steady_clock = self._make_steady_clock(clock)
         self._keyring = Keyring(
             self.api_keys, clock=clock, on_revoked=self._queries.changes.wake_all
         )
@@ -192,6 +206,7 @@ class App:
             decode=self._decoder.decode,
             deliverer=self._deliverer,
             clock=clock,
+            time=self._steady_clock,
         )
         service = ImageService(
             images=self._images,
@@ -210,6 +225,7 @@ class App:
             watchers=StreamLimit("WatchQuery", total=_MAX_WATCHERS, per_key=_MAX_WATCHERS_PER_KEY),
             is_stopping=self._stopping.is_set,
             clock=clock,
+            wall_time=self._steady_clock.wall_time,
         )
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -221,6 +237,18 @@ class App:
             logger.info("secrets.encrypted", extra={"count": sealing.changed, "key": key})
         if not sealing.wiped:
             logger.warning("secrets.log_not_emptied")  # somebody reads; it is at the next stop
+
+    def _make_steady_clock(self, wall: Callable[[], int]) -> SteadyClock:
+        stored = settings.get(self._database, _CLOCK)
+        steady = SteadyClock(
+            wall=wall,
+            elapsed=self._elapsed,
+            boot=boot_id(),
+            record=None if stored is None else ClockRecord.load(stored),
+            newest=self._queries.deadlines.newest(),
+        )
+        settings.put(self._database, _CLOCK, steady.record().dump())
+        return steady
 
     @property
     def address(self) -> str:
@@ -308,6 +336,8 @@ class App:
             pool.shutdown(wait=True, cancel_futures=True)
         self._timer.stop()
         self._keyring.stop()
+        with contextlib.suppress(StorageError):
+            settings.put(self._database, _CLOCK, self._steady_clock.record().dump())
         self._database.close()
         logger.info("server.stopped")
 
@@ -327,6 +357,8 @@ class App:
         while not self._stopping.wait(_LOOK_SECONDS):
             try:
                 self._database.disk_space.maintain()
+                if self._steady_clock.notice_step():
+                    settings.put(self._database, _CLOCK, self._steady_clock.record().dump())
                 works = not self._dispatcher.is_stuck(grace=_STUCK_SECONDS)
             except StorageError:
                 works = False

@@ -81,15 +81,21 @@ class BulkQueries:
         self, where: QueryFilter, context: grpc.ServicerContext, *, before: int | None
     ) -> Progress:
         """Cancel what satisfies *where*; otherwise as `count`."""
-        return self._run(where, context, before, self._queries.bulk.cancel)
+
+        def cancel(seqs: Sequence[int]) -> list[Changed]:
+            return self._queries.bulk.cancel(seqs, where, now=self._clock())
+
+        return self._run(where, context, before, cancel)
 
     def redeliver(
         self, where: QueryFilter, context: grpc.ServicerContext, *, before: int | None
     ) -> Progress:
         """Redeliver what satisfies *where*; otherwise as `count`."""
 
-        def redeliver(seqs: Sequence[int], where: QueryFilter, *, now: int) -> list[Changed]:
-            changed = self._queries.bulk.redeliver(seqs, where, now=now)
+        def redeliver(seqs: Sequence[int]) -> list[Changed]:
+            changed = self._queries.bulk.redeliver(
+                seqs, where, now=self._dispatcher.time(), wall_now=self._clock()
+            )
             for destination in {each.destination for each in changed}:
                 self._dispatcher.wake_delivery(destination)
             return changed
@@ -101,7 +107,7 @@ class BulkQueries:
         where: QueryFilter,
         context: grpc.ServicerContext,
         before: int | None,
-        change: Callable[..., list[Changed]] | None,
+        change: Callable[[Sequence[int]], list[Changed]] | None,
     ) -> Progress:
         progress = Progress(before)
         until = time.monotonic() + min(_MAX_SECONDS, _remaining(context) - _RESPONSE_MARGIN)
@@ -114,7 +120,7 @@ class BulkQueries:
                         progress.before, found = counted.before, counted.count
                     else:
                         part = search.find(before=progress.before, limit=_BATCH)
-                        progress.changed += len(change(part.seqs, where, now=self._clock()))
+                        progress.changed += len(change(part.seqs))
                         progress.before, found = part.before, len(part.seqs)
                     progress.matched += found
                     if progress.before is None or self._must_stop(context, until):

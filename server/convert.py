@@ -10,6 +10,8 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from picback.v1 import error_pb2, image_pb2, query_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from storage.images import Image
     from storage.query_records import Attempt, Match, Query
 
@@ -55,10 +57,13 @@ def match(record: Match) -> query_pb2.Match:
     )
 
 
-def query(record: Query, *, reader_key_id: str) -> query_pb2.Query:
+def query(
+    record: Query, *, reader_key_id: str, wall_time: Callable[[int], int] = int
+) -> query_pb2.Query:
     """Return a query as the key *reader_key_id* may see it.
 
     Only the key that submitted it sees what its receiver answered, and its whole callback URL.
+    *wall_time* converts the scheduler's time to that of the wall clock.
     """
     matched = record.matched
     is_own = reader_key_id == record.key_id
@@ -70,7 +75,7 @@ def query(record: Query, *, reader_key_id: str) -> query_pb2.Query:
         lemmas=matched.lemmas if matched else (),
         match=match(matched.match) if matched and matched.match else None,
         attempts=[_attempt(attempt, with_excerpt=is_own) for attempt in record.attempts],
-        next_attempt_time=_timestamp(record.due_at),
+        next_attempt_time=_timestamp(None if record.due_at is None else wall_time(record.due_at)),
         failure=_failure(record.failure_reason, record.failure_message),
         create_time=_timestamp(record.created_at),
         end_time=_timestamp(record.ended_at),

@@ -76,6 +76,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         watchers: StreamLimit,
         is_stopping: Callable[[], bool],
         clock: Callable[[], int],
+        wall_time: Callable[[int], int] = int,
     ) -> None:
         self._images = images
         self._queries = queries
@@ -92,6 +93,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._bulk = BulkQueries(
             queries=queries, dispatcher=dispatcher, is_stopping=is_stopping, clock=clock
         )
+        self._wall_time = wall_time
 
     def UploadImage(
         self, request: pb.UploadImageRequest, context: grpc.ServicerContext
@@ -234,16 +236,17 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 *(["on_unmatched END"] if on_unmatched == "END" else []),
             ),
             now=self._clock(),
+            due_at=self._dispatcher.time(),
         )
         self._dispatcher.wake_delivery(query.destination)
-        return pb.SubmitQueryResponse(query=_query(query), created=created)
+        return pb.SubmitQueryResponse(query=self._query(query), created=created)
 
     def GetQuery(
         self, request: pb.GetQueryRequest, context: grpc.ServicerContext
     ) -> pb.GetQueryResponse:
         """Return one query."""
         query = self._queries.get(_query_id(request.query_id), key_id=_visible_key_id())
-        return pb.GetQueryResponse(query=_query(query))
+        return pb.GetQueryResponse(query=self._query(query))
 
     def ListQueries(
         self, request: pb.ListQueriesRequest, context: grpc.ServicerContext
@@ -281,17 +284,23 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         query = self._queries.cancel(
             _query_id(request.query_id), key_id=_visible_key_id(), now=self._clock()
         )
-        return pb.CancelQueryResponse(query=_query(query))
+        return pb.CancelQueryResponse(query=self._query(query))
 
     def RedeliverQuery(
         self, request: pb.RedeliverQueryRequest, context: grpc.ServicerContext
     ) -> pb.RedeliverQueryResponse:
         """Make a final query due now."""
         query = self._queries.redeliver(
-            _query_id(request.query_id), key_id=_visible_key_id(), now=self._clock()
+            _query_id(request.query_id),
+            key_id=_visible_key_id(),
+            now=self._dispatcher.time(),
+            wall_now=self._clock(),
         )
         self._dispatcher.wake_delivery(query.destination)
-        return pb.RedeliverQueryResponse(query=_query(query))
+        return pb.RedeliverQueryResponse(query=self._query(query))
+
+    def _query(self, record: Query) -> query_pb2.Query:
+        return convert.query(record, reader_key_id=CALLER.get().key_id, wall_time=self._wall_time)
 
     def CancelQueries(
         self, request: pb.CancelQueriesRequest, context: grpc.ServicerContext
@@ -344,7 +353,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     def _entries(self, seqs: Sequence[int]) -> Iterator[tuple[int, query_pb2.Query]]:
         for start in range(0, len(seqs), _QUERIES_READ):
             for record in self._queries.records(seqs[start : start + _QUERIES_READ]):
-                yield record.seq, _query(record)
+                yield record.seq, self._query(record)
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_image_bytes:
@@ -396,17 +405,13 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 CALLER.get().check_key()
                 query = self._queries.get(query_id, key_id=key_id)
                 if query != last:
-                    yield pb.WatchQueryResponse(query=_query(query))
+                    yield pb.WatchQueryResponse(query=self._query(query))
                     last = query
                 if query.state in FINAL_STATES:
                     return
                 if self._is_stopping() or time.monotonic() >= until:
                     raise RequestError("SHUTTING_DOWN", "the stream ends; call WatchQuery again")
                 changed.wait(until - time.monotonic())
-
-
-def _query(record: Query) -> query_pb2.Query:
-    return convert.query(record, reader_key_id=CALLER.get().key_id)
 
 
 def _visible_key_id() -> str | None:

@@ -48,14 +48,42 @@ class Breakers:
             )
         ]
 
-    def save(self, breaker: Breaker) -> None:
-        """Keep a breaker's state, unless an operator holds it."""
+    def operator_changes(self, *, after: int) -> list[tuple[int, Breaker]]:
+        """Return what operators changed since change number *after*, oldest first.
+
+        The last change of each destination: its number, and the breaker as it is now.
+        """
+        return [
+            (
+                number,
+                Breaker(destination=id_, state=state, probe_at=probe_at, openings=openings),
+            )
+            for number, id_, state, probe_at, openings in self._database.read(
+                "SELECT operator_change, id, state, probe_at, openings FROM destination"
+                " WHERE operator_change > 0 AND operator_change > ? ORDER BY operator_change",
+                (after,),
+            )
+        ]
+
+    def last_operator_change(self) -> int:
+        """Return the number of the last change that an operator made; 0: none."""
+        rows = self._database.read(
+            "SELECT max(operator_change) FROM destination WHERE operator_change > 0"
+        )
+        return rows[0][0] or 0
+
+    def save(self, breaker: Breaker, *, seen: int | None = None) -> None:
+        """Keep a breaker's state, unless an operator holds it.
+
+        Nor if an operator has changed it after change number *seen* (None: whenever): what is
+        to be kept was decided without that.
+        """
         self._database.write(
             lambda connection: (
                 connection.execute(
                     "UPDATE destination SET state = ?, probe_at = ?, openings = ?"
-                    " WHERE id = ? AND state <> 'HELD'",
-                    (breaker.state, breaker.probe_at, breaker.openings, breaker.destination),
+                    " WHERE id = ? AND state <> 'HELD' AND operator_change <= coalesce(?, 1 << 62)",
+                    (breaker.state, breaker.probe_at, breaker.openings, breaker.destination, seen),
                 ).rowcount
             ),
             uses_reserve=True,
@@ -102,7 +130,9 @@ class Breakers:
                     "INSERT INTO destination (name) VALUES (?) ON CONFLICT DO NOTHING", (name,)
                 )
             return connection.execute(
-                "UPDATE destination SET state = ?, probe_at = 0, openings = 0 WHERE name = ?",
+                "UPDATE destination SET state = ?, probe_at = 0, openings = 0,"
+                " operator_change = 1 + (SELECT coalesce(max(operator_change), 0)"
+                "   FROM destination WHERE operator_change > 0) WHERE name = ?",
                 (state, name),
             ).rowcount
 

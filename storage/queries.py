@@ -16,6 +16,7 @@ from storage.changes import Changes
 from storage.errors import QueryNotFoundError, RedeliveryLimitError, StateConflictError
 from storage.ids import new_id
 from storage.query_bulk import BUSY_SINCE, CANCEL, RECENT_MS, REDELIVER, QueryBulk
+from storage.query_deadlines import QueryDeadlines
 from storage.query_filters import QuerySearch
 from storage.query_records import (
     COLUMNS,
@@ -24,17 +25,20 @@ from storage.query_records import (
     Delivered,
     DueQueue,
     GivenUp,
+    Leased,
     NotMade,
     Query,
     RetryAt,
     Unmatched,
+    Waiting,
     lease_from,
     query_from,
+    url_mark,
 )
 from storage.queued_queries import QueuedQueries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from storage.database import Connection, Database
     from storage.query_bulk import Changed
@@ -51,6 +55,17 @@ if TYPE_CHECKING:
 FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED", "UNMATCHED"})
 #: Attempts that are kept of a query: the newest.
 MAX_ATTEMPTS_KEPT: Final = 100
+#: How many queries at a queue's head are searched for a URL that a turn does not avoid.
+_PROBE_CANDIDATES: Final = 32
+#: From one pair of destination and key to the next that has queries waiting: one look at the index.
+_NEXT_KEY: Final = (
+    "(SELECT min(key_id) FROM query WHERE due_at IS NOT NULL AND destination_id = destination"
+    " AND key_id > key)"
+)
+_NEXT_DESTINATION: Final = (
+    "(SELECT min(destination_id) FROM query WHERE due_at IS NOT NULL"
+    " AND destination_id > destination)"
+)
 
 
 class Queries:
@@ -68,6 +83,12 @@ class Queries:
         self.bulk = QueryBulk(database, self._note_changes)
         #: How many of each key are not final, once `count_queued` was called.
         self.queued = QueuedQueries()
+        self.deadlines = QueryDeadlines(database, self.changes, self.queued)
+        self._listeners: list[Callable[[Waiting], None]] = []
+
+    def subscribe(self, listener: Callable[[Waiting], None]) -> None:
+        """Call *listener* after each commit by which a query begins to wait, on any thread."""
+        self._listeners.append(listener)
 
     def count_queued(self) -> None:
         """Count the queries that are not final. Only right while nobody changes any."""
@@ -91,6 +112,7 @@ class Queries:
         on_unmatched: str = "DELIVER",
         request: Request | None,
         now: int,
+        due_at: int | None = None,
     ) -> tuple[Query, bool]:
         """Accept a query; when this has returned, we owe a delivery.
 
@@ -104,7 +126,9 @@ class Queries:
             on_unmatched: DELIVER a callback that says so, or END the query without one, when
                 no image matches.
             request: For idempotency, when the caller named the request.
-            now: The time, in milliseconds since the epoch; the query is due at once.
+            now: The wall-clock time, in milliseconds since the epoch.
+            due_at: The same moment by the scheduler's clock, from which its schedule counts;
+                None: that shows the same as the wall clock.
 
         Returns:
             The query, and whether it is new.
@@ -115,6 +139,7 @@ class Queries:
         """
         self._database.disk_space.require_for_new_data()
         id_ = new_id("qry", now=now)
+        due_at = now if due_at is None else due_at
 
         def operation(connection: Connection) -> tuple[str, int, int]:
             known = requests.claim(connection, request, id_)
@@ -123,9 +148,9 @@ class Queries:
             to = _destination(connection, destination)
             seq = connection.execute(
                 "INSERT INTO query (id, key_id, text, callback_url, destination_id, state, due_at,"
-                " give_up_after, give_up_at, created_at, on_unmatched)"
-                " VALUES (?1, ?2, ?3, ?4, ?5, 'QUEUED', ?6, ?7, ?6 + ?7, ?6, ?8)",
-                (id_, key_id, text, callback_url, to, now, give_up_after, on_unmatched),
+                " cycle_at, give_up_after, give_up_at, created_at, on_unmatched)"
+                " VALUES (?1, ?2, ?3, ?4, ?5, 'QUEUED', ?6, ?6, ?7, ?6 + ?7, ?8, ?9)",
+                (id_, key_id, text, callback_url, to, due_at, give_up_after, now, on_unmatched),
             ).lastrowid
             return id_, seq, to
 
@@ -133,6 +158,10 @@ class Queries:
         if stored != id_:
             return self.get(stored), False
         self.queued.add(key_id, 1)
+        self._announce(
+            DueQueue(key_id=key_id, destination=to, retries=False, due_at=due_at),
+            give_up_at=None if give_up_after is None else due_at + give_up_after,
+        )
         # As accepted. To read it back would cost as much again as all the rest.
         accepted = Query(
             seq=seq,
@@ -143,7 +172,7 @@ class Queries:
             destination=to,
             state="QUEUED",
             matched=None,
-            due_at=now,
+            due_at=due_at,
             failure_reason=None,
             failure_message=None,
             created_at=now,
@@ -199,78 +228,101 @@ class Queries:
         self.changes.publish(query_id)
         return self.get(query_id)
 
-    def redeliver(self, query_id: str, *, key_id: str | None = None, now: int) -> Query:
+    def redeliver(
+        self, query_id: str, *, key_id: str | None = None, now: int, wall_now: int | None = None
+    ) -> Query:
         """Make a final query due now, at the beginning of its schedule.
 
-        One that is UNMATCHED is matched again; the others keep their match.
+        One that is UNMATCHED is matched again; the others keep their match. *now* is the
+        scheduler's time, *wall_now* (None: the same) that of attempts.
 
         Raises:
             QueryNotFoundError: There is none with this id.
             StateConflictError: It is not final; nothing was changed.
             RedeliveryLimitError: Too many of its attempts started lately; nothing was changed.
         """
+        wall = now if wall_now is None else wall_now
 
-        def operation(connection: Connection) -> str:
-            seq, state, owner = _state_of(connection, query_id, key_id)
+        def operation(connection: Connection) -> tuple[str, int, int | None]:
+            seq, state, _ = _state_of(connection, query_id, key_id)
             if state not in FINAL_STATES:
                 raise StateConflictError(state)
             ((busy_since,),) = connection.execute(
-                f"SELECT {BUSY_SINCE} FROM query WHERE seq = ?2", (now, seq)
+                f"SELECT {BUSY_SINCE} FROM query WHERE seq = ?2", (now, seq, wall)
             ).fetchall()
             if busy_since is not None:
-                raise RedeliveryLimitError(retry_after_ms=busy_since + RECENT_MS - now)
-            connection.execute(f"UPDATE query SET {REDELIVER} WHERE seq = ?2", (now, seq))
-            return owner
+                raise RedeliveryLimitError(retry_after_ms=busy_since + RECENT_MS - wall)
+            rows = connection.execute(
+                f"UPDATE query SET {REDELIVER} WHERE seq = ?2"
+                " RETURNING key_id, destination_id, give_up_at",
+                (now, seq),
+            ).fetchall()
+            return tuple(rows[0])
 
-        self.queued.add(self._database.write(operation), 1)
+        owner, destination, give_up_at = self._database.write(operation)
+        self.queued.add(owner, 1)
         self.changes.publish(query_id)
+        self._announce(
+            DueQueue(key_id=owner, destination=destination, retries=False, due_at=now),
+            give_up_at=give_up_at,
+        )
         return self.get(query_id)
 
-    def lease(self, turns: Sequence[Turn], *, now: int) -> list[QueryLease]:
+    def lease(
+        self, turns: Sequence[Turn], *, now: int, wall_now: int | None = None
+    ) -> list[Leased]:
         """Lease what is due of the queues whose turn it is, longest due first.
 
-        Counts their attempt. There may be fewer than a turn allows.
-        """
+        Counts their attempt. There may be fewer than a turn allows. *now* is the scheduler's
+        time, *wall_now* (None: the same) what an interrupted attempt will show as its start.
 
-        def operation(connection: Connection) -> list[QueryLease]:
-            return [
-                lease_from(row)
-                for turn in turns
-                for (seq,) in connection.execute(
-                    "SELECT seq FROM query WHERE destination_id = ? AND (attempt > cycle_start) = ?"
-                    " AND due_at <= ? ORDER BY due_at, seq LIMIT ?",
-                    (turn.destination, turn.retries, now, turn.count),
-                ).fetchall()
-                for row in connection.execute(
-                    "UPDATE query SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
-                    f" WHERE seq = ? RETURNING {LEASE_COLUMNS}",
-                    (now, seq),
-                ).fetchall()
-            ]
+        Returns:
+            One for each turn, in order.
+        """
+        leased_at = now if wall_now is None else wall_now
+
+        def operation(connection: Connection) -> list[Leased]:
+            return [_lease_turn(connection, turn, now, leased_at) for turn in turns]
 
         return self._database.write(operation)
 
-    def waiting(self) -> list[DueQueue]:
-        """Return every queue in which queries wait, now or for later."""
-        # From each destination to the next one that has any: one step a destination, however
-        # many queries wait.
+    def waiting(self, *, after: DueQueue | None = None, limit: int = 1_000_000) -> list[DueQueue]:
+        """Return up to *limit* pairs of queues in which queries wait, now or for later.
+
+        In order of destination and key, those behind *after*'s. One step a pair, however many
+        queries wait in it.
+        """
         rows = self._database.read(
-            "WITH RECURSIVE waiting(id) AS ("
-            "  SELECT min(destination_id) FROM query WHERE due_at IS NOT NULL"
-            "  UNION ALL"
-            "  SELECT (SELECT min(destination_id) FROM query"
-            "          WHERE due_at IS NOT NULL AND destination_id > waiting.id)"
-            "  FROM waiting WHERE waiting.id IS NOT NULL)"
-            " SELECT waiting.id, queue.retries, (SELECT min(due_at) FROM query"
-            "   WHERE due_at IS NOT NULL AND destination_id = waiting.id"
-            "   AND (attempt > cycle_start) = queue.retries) AS head"
+            "WITH RECURSIVE waiting(destination, key, number) AS ("
+            "  SELECT ?1, ?2, 0 UNION ALL"
+            f"  SELECT iif({_NEXT_KEY} IS NULL, {_NEXT_DESTINATION}, destination),"
+            f"   coalesce({_NEXT_KEY}, (SELECT min(key_id) FROM query WHERE due_at IS NOT NULL"
+            f"     AND destination_id = {_NEXT_DESTINATION})),"
+            "   number + 1 FROM waiting WHERE number < ?3 AND destination IS NOT NULL)"
+            " SELECT waiting.key, waiting.destination, queue.retries,"
+            "   (SELECT min(due_at) FROM query WHERE due_at IS NOT NULL"
+            "     AND destination_id = waiting.destination AND key_id = waiting.key"
+            "     AND (attempt > cycle_start) = queue.retries) AS head"
             " FROM waiting, (SELECT 0 AS retries UNION ALL SELECT 1) AS queue"
-            " WHERE waiting.id IS NOT NULL AND head IS NOT NULL"
+            " WHERE number > 0 AND head IS NOT NULL",
+            (after.destination if after else 0, after.key_id if after else "", limit),
         )
         return [
-            DueQueue(destination=destination, retries=bool(retries), due_at=due_at)
-            for destination, retries, due_at in rows
+            DueQueue(key_id=key_id, destination=destination, retries=bool(retries), due_at=due_at)
+            for key_id, destination, retries, due_at in rows
         ]
+
+    def pull_in(self, queue: DueQueue, *, due_at: int) -> None:
+        """Let no query of a queue wait longer than until *due_at*."""
+        self._database.write(
+            lambda connection: (
+                connection.execute(
+                    "UPDATE query SET due_at = ?1 WHERE destination_id = ?2 AND key_id = ?3"
+                    " AND (attempt > cycle_start) = ?4 AND due_at > ?1",
+                    (due_at, queue.destination, queue.key_id, queue.retries),
+                ).rowcount
+            )
+        )
 
     def record_match(self, lease: QueryLease, matched: Matched) -> bool:
         """Fix what every attempt will deliver. False when the lease was lost."""
@@ -322,15 +374,29 @@ class Queries:
         if held and isinstance(outcome, Delivered | GivenUp | Unmatched):
             self.queued.add(lease.key_id, -1)
         self.changes.publish(lease.id)
+        if held and isinstance(outcome, RetryAt | NotMade):
+            self._announce(
+                DueQueue(
+                    key_id=lease.key_id,
+                    destination=lease.destination,
+                    retries=lease.is_retry or isinstance(outcome, RetryAt),
+                    due_at=outcome.due_at,
+                ),
+                give_up_at=lease.give_up_at,
+            )
         return held
 
-    def void_leases(self, *, max_attempts: int, now: int) -> int:
+    def void_leases(self, *, max_attempts: int, now: int, wall_now: int | None = None) -> int:
         """Make every leased query due; return how many. Only right when no thread holds a lease.
+
+        *now* is the scheduler's time, *wall_now* (None: the same) the wall clock's. Listeners
+        are not called: they have yet to look at what waits.
 
         What was under way is recorded as an attempt that was INTERRUPTED. A query for which
         that was the last of *max_attempts* is given up: so one that takes the server down
         with it cannot do so for ever.
         """
+        ended_at = now if wall_now is None else wall_now
 
         def operation(connection: Connection) -> tuple[int, list[tuple[str]]]:
             rows = connection.execute(
@@ -343,7 +409,7 @@ class Queries:
                     Attempt(
                         number=number,
                         started_at=leased_at,
-                        latency_ms=max(0, now - leased_at),
+                        latency_ms=max(0, ended_at - leased_at),
                         failure_reason="INTERRUPTED",
                         failure_message="the server stopped during this attempt",
                     ),
@@ -353,7 +419,7 @@ class Queries:
                 " failure_reason = 'ATTEMPTS_EXHAUSTED',"
                 " failure_message = 'the server stopped during the last attempt'"
                 " WHERE leased_at IS NOT NULL AND attempt - cycle_start >= ?1 RETURNING key_id",
-                (max_attempts, now),
+                (max_attempts, ended_at),
             ).fetchall()
             connection.execute(
                 "UPDATE query SET leased_at = NULL, due_at = ? WHERE leased_at IS NOT NULL", (now,)
@@ -365,11 +431,28 @@ class Queries:
             self.queued.add(key_id, -1)
         return voided
 
-    def _note_changes(self, changed: Sequence[Changed], queued: int) -> None:
-        """Note that queries were made due (*queued* is 1) or became final (-1)."""
+    def _note_changes(self, changed: Sequence[Changed]) -> None:
+        """Note that queries were made due or became final."""
+        waiting: dict[DueQueue, int | None] = {}
         for each in changed:
-            self.queued.add(each.key_id, queued)
+            self.queued.add(each.key_id, -1 if each.due_at is None else 1)
             self.changes.publish(each.id)
+            if each.due_at is not None:
+                queue = DueQueue(
+                    key_id=each.key_id,
+                    destination=each.destination,
+                    retries=False,
+                    due_at=each.due_at,
+                )
+                times = (waiting.get(queue), each.give_up_at)
+                waiting[queue] = min((at for at in times if at is not None), default=None)
+        for queue, give_up_at in waiting.items():
+            self._announce(queue, give_up_at=give_up_at)
+
+    def _announce(self, queue: DueQueue, *, give_up_at: int | None) -> None:
+        waiting = Waiting(queue=queue, give_up_at=give_up_at)
+        for listener in self._listeners:
+            listener(waiting)
 
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)
@@ -417,6 +500,35 @@ def _destination(connection: Connection, name: str) -> int:
     if rows:
         return int(rows[0][0])
     return int(connection.execute("INSERT INTO destination (name) VALUES (?)", (name,)).lastrowid)
+
+
+def _lease_turn(connection: Connection, turn: Turn, now: int, leased_at: int) -> Leased:
+    limit = max(turn.count, _PROBE_CANDIDATES if turn.avoid else 0)
+    rows = connection.execute(
+        "SELECT seq, due_at, callback_url FROM query WHERE destination_id = ? AND key_id = ?"
+        " AND (attempt > cycle_start) = ? AND due_at IS NOT NULL ORDER BY due_at, seq LIMIT ?",
+        (turn.destination, turn.key_id, turn.retries, limit + 1),
+    ).fetchall()
+    due = [
+        (seq, url_mark(turn.key_id, url) in turn.avoid)
+        for seq, due_at, url in rows
+        if due_at <= now
+    ]
+    due.sort(key=lambda each: each[1])  # stable: longest due first
+    chosen = {seq: None for seq, _ in due[: turn.count]}
+    return Leased(
+        turn=turn,
+        leases=tuple(
+            lease_from(row)
+            for seq in chosen
+            for row in connection.execute(
+                "UPDATE query SET attempt = attempt + 1, due_at = NULL, leased_at = ?"
+                f" WHERE seq = ? RETURNING {LEASE_COLUMNS}",
+                (leased_at, seq),
+            ).fetchall()
+        ),
+        next_due_at=next((due_at for seq, due_at, _ in rows if seq not in chosen), None),
+    )
 
 
 def _where(conditions: Mapping[str, object]) -> tuple[str, tuple[object, ...]]:

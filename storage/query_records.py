@@ -18,7 +18,7 @@ COLUMNS: Final = (
 #: The columns that `lease_from` takes, in its order.
 LEASE_COLUMNS: Final = (
     "seq, id, key_id, text, callback_url, destination_id, lemmas, match_image_id, match_score, match_tags,"
-    " matched_at, attempt, cycle_start, give_up_at, on_unmatched"
+    " matched_at, attempt, cycle_start, cycle_at, give_up_at, on_unmatched"
 )
 
 
@@ -103,6 +103,8 @@ class QueryLease:
     attempt: int
     #: From 1 since the query was submitted or redelivered: its place in the schedule.
     attempt_of_cycle: int
+    #: When the schedule began: the query was submitted or redelivered.
+    cycle_at: int
     give_up_at: int | None
     #: Whether the query ends without a callback when no image matches.
     ends_unmatched: bool
@@ -115,8 +117,9 @@ class QueryLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueQueue:
-    """The queries of one destination that wait in one of its two queues."""
+    """The queries of one API key for one destination that wait in one of its two queues."""
 
+    key_id: str
     destination: int
     #: False: queries that were never tried; True: those that failed before.
     retries: bool
@@ -125,12 +128,39 @@ class DueQueue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """So many queries of one of a destination's queues may be attempted now."""
+class Waiting:
+    """A query has begun to wait in a queue. Listeners of `Queries.subscribe` get it."""
 
+    queue: DueQueue
+    give_up_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """So many queries of one queue may be attempted now."""
+
+    key_id: str
     destination: int
     retries: bool
     count: int
+    #: `url_mark` of URLs that are taken only if the queue's head holds no others.
+    avoid: frozenset[int] = frozenset()
+
+
+def url_mark(key_id: str, url: str) -> int:
+    """Return a number for *url* as that key calls it, the same while the process lives."""
+    return hash((key_id, url))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """What came of a turn."""
+
+    turn: Turn
+    #: At most as many as the turn allows.
+    leases: tuple[QueryLease, ...]
+    #: When the next query of the queue is due; None when no other waits.
+    next_due_at: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +228,7 @@ def lease_from(row: Any) -> QueryLease:
     """Return the lease of a *row* of LEASE_COLUMNS."""
     seq, id_, key_id, text, url, destination, *rest = row
     lemmas, image_id, score, tags, matched_at, attempt, cycle_start, *rest = rest
-    give_up_at, on_unmatched = rest
+    cycle_at, give_up_at, on_unmatched = rest
     return QueryLease(
         seq=seq,
         id=id_,
@@ -209,6 +239,7 @@ def lease_from(row: Any) -> QueryLease:
         matched=_matched_from(lemmas, image_id, score, tags, matched_at),
         attempt=attempt,
         attempt_of_cycle=attempt - cycle_start,
+        cycle_at=cycle_at,
         give_up_at=give_up_at,
         ends_unmatched=on_unmatched == "END",
     )

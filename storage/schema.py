@@ -301,6 +301,37 @@ def m0007_unmatched_and_queries_of_a_key(db: Database) -> None:
 
 
 @migrations()
+def m0008_scheduling(db: Database) -> None:
+    """Turns go to API keys first, queries have a deadline, and operators' changes are numbered."""
+    # cycle_at: when the schedule of attempts began. Of queries that were redelivered before this
+    # migration that is unknown; their schedule begins now.
+    db.execute("ALTER TABLE query ADD COLUMN cycle_at INTEGER NOT NULL DEFAULT 0")
+    db.execute(
+        "UPDATE query SET cycle_at = iif(cycle_start = 0, created_at,"
+        " CAST(unixepoch('subsec') * 1000 AS INTEGER)) WHERE ended_at IS NULL"
+    )
+    # Each key has two queues at each destination: first attempts, and retries.
+    db.execute("DROP INDEX query_due")
+    db.execute(
+        "CREATE INDEX query_due"
+        " ON query(destination_id, key_id, (attempt > cycle_start), due_at, seq)"
+        " WHERE due_at IS NOT NULL"
+    )
+    db.execute("CREATE INDEX query_cycle ON query(cycle_at) WHERE ended_at IS NULL")
+    db.execute(
+        "CREATE INDEX query_give_up ON query(give_up_at)"
+        " WHERE ended_at IS NULL AND give_up_at IS NOT NULL"
+    )
+    # operator_change: the number of the last change that an operator made; 0: none. The server
+    # reads what is newer than the last one that it has seen.
+    db.execute("ALTER TABLE destination ADD COLUMN operator_change INTEGER NOT NULL DEFAULT 0")
+    db.execute(
+        "CREATE INDEX destination_operator_change ON destination(operator_change)"
+        " WHERE operator_change > 0"
+    )
+
+
+@migrations()
 def m0009_queries_of_a_destination(db: Database) -> None:
     """List the queries of one destination without looking at those of all others."""
     db.execute("CREATE INDEX query_destination ON query(destination_id, seq)")

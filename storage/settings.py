@@ -23,7 +23,8 @@ def put(database: Database, name: str, value: bytes) -> None:
             "INSERT INTO setting (name, value) VALUES (?, ?)"
             " ON CONFLICT DO UPDATE SET value = excluded.value",
             (name, value),
-        )
+        ),
+        uses_reserve=True,  # a start needs it, and it takes no more space than before
     )
 
 

@@ -96,14 +96,23 @@ class FakeDeliverer:
     def __init__(self, *outcomes: DeliveryOutcome) -> None:
         self.outcomes = list(outcomes)
         self.sent: list[tuple[str, dict[str, str], bytes]] = []
+        #: Owner and timeout of each.
+        self.asked_by: list[tuple[str, float | None]] = []
         self._lock = threading.Lock()
 
     def deliver(
-        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: Sequence[bytes],
+        owner: str = "",
+        timeout: float | None = None,
     ) -> DeliveryOutcome:
         """Take the request down, and answer."""
         with self._lock:
             self.sent.append((url, dict(headers), b"".join(body)))
+            self.asked_by.append((owner, timeout))
             if self.outcomes:
                 return self.outcomes.pop(0)
         return Answered(status=204, retry_after=None, excerpt=b"", gone=False)

@@ -12,12 +12,12 @@ from PIL import Image
 
 from dispatcher import DispatcherSettings, new_secret
 from picback.v1 import image_service_pb2_grpc
-from server.app import App
+from server.app import App, wall_clock
 from server.config import Config
 from storage.api_keys import DEFAULT_SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 #: Every port of loopback's IPv4 address cannot be allowed at once, so tests name a receiver's.
@@ -73,13 +73,15 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, **options: Any) -> Iterator[Service]:
+def running(
+    folder: Path, *, clock: Callable[[], int] = wall_clock, **options: Any
+) -> Iterator[Service]:
     """Run a server on *folder* and a free port while the block runs; options as in Config."""
     options.setdefault("listen", "127.0.0.1:0")
     options.setdefault("tagger", "none")
     options.setdefault("dispatcher", DispatcherSettings(delivery_threads=8))
     options.setdefault("reserve_bytes", 0)  # data folders of tests are many, and kept
-    app = App(Config(data=folder, **options))
+    app = App(Config(data=folder, **options), clock=clock)
     app.start()
     service = None
     try:

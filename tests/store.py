@@ -87,7 +87,7 @@ class Store:
         key: str = "tests",
         now: int = START,
     ) -> Query:
-        """Accept a query of the API key *key*."""
+        """Accept a query of the API key named *key*."""
         query, _ = self.queries.submit(
             key_id=self.key(key),
             text=text,
@@ -119,11 +119,12 @@ class Store:
         leases: list[QueryLease] = []
         for queue in sorted(self.queries.waiting(), key=lambda queue: queue.due_at):
             turn = Turn(
+                key_id=queue.key_id,
                 destination=queue.destination,
                 retries=queue.retries,
                 count=limit - len(leases),
             )
-            leases += self.queries.lease([turn], now=now)
+            leases += leased(self.queries, [turn], now=now)
         return leases
 
     def next_due_at(self) -> int | None:
@@ -137,6 +138,11 @@ class Store:
     def count(self, table: str) -> int:
         """Return how many rows a table has."""
         return int(self.database.read(f"SELECT count(*) FROM {table}")[0][0])
+
+
+def leased(queries: Queries, turns: Sequence[Turn], *, now: int) -> list[QueryLease]:
+    """Return what some turns lease together."""
+    return [lease for each in queries.lease(turns, now=now) for lease in each.leases]
 
 
 def new_image(content: bytes) -> NewImage:

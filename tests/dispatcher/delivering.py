@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dispatcher.deliverer import Outcome
     from storage.database import Database
+    from storage.queries import Queries
     from storage.query_records import Query, QueryLease
 
 #: An answer that is worth another try.
@@ -34,28 +35,47 @@ class Bench:
     def __init__(self, database: Database) -> None:
         self.store = Store(database)
         self.clock = FakeClock()
+        #: Milliseconds by which the wall clock was set.
+        self.step = 0
         self.lemmatizer = FakeLemmatizer()
         self.before_post: Callable[[], None] = lambda: None
         bench = self
 
         class Deliverer(FakeDeliverer):
             def deliver(
-                self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+                self,
+                url: str,
+                *,
+                headers: Mapping[str, str],
+                body: Sequence[bytes],
+                owner: str = "",
+                timeout: float | None = None,
             ) -> Outcome:
                 bench.before_post()
-                return super().deliver(url, headers=headers, body=body)
+                return super().deliver(
+                    url, headers=headers, body=body, owner=owner, timeout=timeout
+                )
 
         self.deliverer = Deliverer()
         self.budget = ByteBudget(1_000_000)
         self.patience = Patience(pause=0)
         self.shortage = Shortage(monotonic=lambda: self.clock() / 1000)
         self.queries = self.store.queries
-        self.schedule = Schedule(
+        self.schedule = self.make_schedule()
+        self.worker = self.make_worker()
+
+    def make_schedule(self) -> Schedule:
+        return Schedule(
             queries=self.queries,
             breakers=self.store.breakers,
             destinations=Destinations(threads=9, rng=random.Random(0)),
             clock=self.clock,
         )
+
+    def use(self, queries: Queries) -> None:
+        """Let the schedule and the worker have other queries, over the same database."""
+        self.queries = queries
+        self.schedule = self.make_schedule()
         self.worker = self.make_worker()
 
     def make_worker(self) -> DeliveryWorker:
@@ -74,6 +94,8 @@ class Bench:
             shortage=self.shortage,
             schedule=self.schedule,
             clock=self.clock,
+            wall=lambda: self.clock() + self.step,
+            monotonic=lambda: self.clock() / 1000,
         )
 
     def work(self) -> list[QueryLease]:

@@ -52,10 +52,16 @@ class GatedDeliverer(FakeDeliverer):
         self.gate = Gate()
 
     def deliver(
-        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: Sequence[bytes],
+        owner: str = "",
+        timeout: float | None = None,
     ) -> DeliveryOutcome:
         self.gate.pass_through()
-        return super().deliver(url, headers=headers, body=body)
+        return super().deliver(url, headers=headers, body=body, owner=owner, timeout=timeout)
 
 
 class GatedTagger(FakeTagger):
@@ -378,7 +384,13 @@ class CrowdedDeliverer(GatedDeliverer):
         self.most = 0
 
     def deliver(
-        self, url: str, *, headers: Mapping[str, str], body: Sequence[bytes]
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: Sequence[bytes],
+        owner: str = "",  # noqa: ARG002 - of the protocol
+        timeout: float | None = None,  # noqa: ARG002
     ) -> DeliveryOutcome:
         with self._changed:
             self._come += 1

@@ -332,3 +332,19 @@ def test_a_shortage_has_lasted_since_the_first_callback_that_it_held_up() -> Non
     assert not shortage.has_lasted(91)
     shortage.end()
     assert not shortage.has_lasted(0)
+
+
+def test_an_owner_that_has_its_share_is_no_shortage_for_health_or_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    clock = Clock()
+    shortage = Shortage(monotonic=clock, uniform=lambda low, high: (low + high) / 2)
+    pauses = []
+    for _ in range(3):
+        pauses.append(shortage.hold_up(LocalResourceError("places", only_for_owner=True)))
+        clock.now += 100
+
+    assert [3.0] * 3 == pauses
+    assert not shortage.has_lasted(0)
+    assert [] == caplog.records

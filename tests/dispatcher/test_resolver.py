@@ -48,7 +48,7 @@ def test_an_asker_does_not_wait_longer_than_told_and_others_do_not_wait(
 
 
 def test_askers_for_a_name_that_hangs_share_one_look_up(hanging: HangingResolver) -> None:
-    resolver = BoundedResolver(hanging, max_lookups=2)
+    resolver = BoundedResolver(hanging, max_lookups=4)
     for _ in range(5):
         with pytest.raises(TimeoutError):
             resolver.resolve("hang.example.", 80, timeout=0.01)
@@ -70,16 +70,48 @@ def test_a_waiting_asker_gets_the_answer_of_a_look_up_that_another_began(
     assert [["8.8.8.8"]] * 3 == [answer.result() for answer in answers]
 
 
-def test_when_too_many_look_ups_hang_the_lack_is_ours_and_told_at_once(
+def test_look_ups_of_one_owner_that_hang_leave_places_for_every_other(
+    hanging: HangingResolver,
+) -> None:
+    resolver = BoundedResolver(hanging, max_lookups=8)
+    for number in range(4):
+        with pytest.raises(TimeoutError):
+            resolver.resolve(f"hang{number}.example.", 80, timeout=0.01, owner="a")
+
+    with pytest.raises(LocalResourceError, match="places for look-ups: 4") as lack:
+        resolver.resolve("hang5.example.", 80, timeout=10, owner="a")
+    assert lack.value.only_for_owner
+    for owner in ("b", "c"):
+        assert ["8.8.8.8"] == resolver.resolve("example.com.", 80, timeout=10, owner=owner)
+
+
+def test_when_all_places_are_taken_every_owner_lacks_one_and_is_told_at_once(
     hanging: HangingResolver,
 ) -> None:
     resolver = BoundedResolver(hanging, max_lookups=2)
-    for host in ("hang1.example.", "hang2.example."):
+    for owner in ("a", "b"):
         with pytest.raises(TimeoutError):
-            resolver.resolve(host, 80, timeout=0.01)
+            resolver.resolve(f"hang-{owner}.example.", 80, timeout=0.01, owner=owner)
 
-    with pytest.raises(LocalResourceError, match="places for look-ups: 2"):
+    for owner in ("a", "b", "c"):
+        with pytest.raises(LocalResourceError, match="places for look-ups: 2") as lack:
+            resolver.resolve("example.com.", 80, timeout=10, owner=owner)
+        assert not lack.value.only_for_owner
+
+
+def test_a_look_up_that_ends_gives_its_place_back_though_its_askers_have_gone(
+    hanging: HangingResolver,
+) -> None:
+    resolver = BoundedResolver(hanging, max_lookups=1)
+    with pytest.raises(TimeoutError):
+        resolver.resolve("hang.example.", 80, timeout=0.01)
+    with pytest.raises(LocalResourceError):
         resolver.resolve("example.com.", 80, timeout=10)
+    last = resolver._lookups["hang.example.", 80]
+    hanging.release.set()
+    last.result(10)
+
+    assert ["8.8.8.8"] == resolver.resolve("example.com.", 80, timeout=10)
 
 
 def test_an_answered_look_up_makes_room_and_is_not_remembered(hanging: HangingResolver) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from dispatcher.retry import (
     MAX_RETRY_AFTER,
     SCHEDULE,
     Delivered,
+    End,
     GiveUp,
     RetryAt,
     RetryPolicy,
@@ -43,14 +45,24 @@ def failed(reason: str) -> Failed:
     return Failed(reason=reason, message="It failed.")
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a lease tells of its query's run through the schedule."""
+
+    cycle_at: int = NOW
+    give_up_at: int | None = None
+
+
 def decide(
     outcome: Outcome,
     *,
     attempt: int = 1,
     policy: RetryPolicy = EXACT,
     give_up_at: int | None = None,
+    cycle_at: int = NOW,
 ) -> Decision:
-    return policy.decide(outcome, attempt=attempt, now=NOW, give_up_at=give_up_at)
+    run = Run(cycle_at=cycle_at, give_up_at=give_up_at)
+    return policy.decide(outcome, attempt=attempt, now=NOW, cycle=run)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -200,16 +212,72 @@ _outcomes = st.one_of(
 )
 
 
-@given(_outcomes, st.integers(1, 20), st.none() | st.integers(NOW, NOW + 10**9))
+@given(
+    _outcomes,
+    st.integers(1, 20),
+    st.none() | st.integers(NOW, NOW + 10**9),
+    st.integers(0, EXACT.lifetime),
+)
 def test_every_outcome_ends_or_is_tried_again_later_but_in_time(
-    outcome: Outcome, attempt: int, give_up_at: int | None
+    outcome: Outcome, attempt: int, give_up_at: int | None, age: int
 ) -> None:
-    decision = decide(outcome, attempt=attempt, policy=RetryPolicy(), give_up_at=give_up_at)
+    decision = decide(
+        outcome,
+        attempt=attempt,
+        policy=RetryPolicy(),
+        give_up_at=give_up_at,
+        cycle_at=NOW - age,
+    )
 
     assert isinstance(decision, Delivered) == (failure_of(outcome) is None)
     if isinstance(decision, RetryAt):
         assert attempt < EXACT.max_attempts
         assert NOW < decision.at <= (give_up_at or NOW + 1.2 * 86400_000)
+        assert decision.at < NOW - age + EXACT.lifetime
+
+
+def test_a_query_lives_for_76_hours_which_is_the_schedule_and_the_time_of_the_last_attempt() -> (
+    None
+):
+    assert 76 * 3_600_000 == EXACT.lifetime
+    assert EXACT.lifetime - 3_600_000 < 1000 * (sum(SCHEDULE) + 60) <= EXACT.lifetime
+
+
+def test_give_up_after_can_only_shorten() -> None:
+    assert End(at=NOW + 5, reason="DEADLINE_PASSED") == EXACT.end_of(Run(give_up_at=NOW + 5))
+    for later in (None, NOW + EXACT.lifetime + 1):
+        assert End(at=NOW + EXACT.lifetime, reason="SCHEDULE_EXPIRED") == EXACT.end_of(
+            Run(give_up_at=later)
+        )
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9))
+def test_a_last_attempt_that_jitter_or_a_breaker_made_late_comes_before_the_end(
+    seed: int, attempt: int
+) -> None:
+    policy = RetryPolicy(rng=random.Random(seed))
+    begun = NOW - round(1000 * sum(SCHEDULE)) + 1000  # so the end of the schedule is near
+    decision = decide(answered(500), attempt=attempt, policy=policy, cycle_at=begun)
+
+    assert isinstance(decision, RetryAt)
+    if 1000 * 0.8 * SCHEDULE[attempt] > 1_500_000:  # it would come after the end
+        assert NOW + 1000 <= decision.at <= begun + policy.lifetime - 60_000
+
+
+def test_a_query_for_which_no_further_attempt_fits_ends_with_a_reason_of_its_own() -> None:
+    begun = NOW - round(1000 * sum(SCHEDULE))  # so the schedule without jitter has ended
+    decision = decide(answered(500), attempt=9, cycle_at=begun)
+
+    assert isinstance(decision, GiveUp)
+    assert "SCHEDULE_EXPIRED" == decision.reason
+
+
+def test_a_receiver_that_asks_for_more_time_than_there_is_is_not_called_earlier() -> None:
+    begun = NOW - round(1000 * sum(SCHEDULE)) + 3_600_000
+    decision = decide(answered(503, retry_after=7_200.0), attempt=3, cycle_at=begun)
+
+    assert isinstance(decision, GiveUp)
+    assert "SCHEDULE_EXPIRED" == decision.reason
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dispatcher.breaker import FAILURES_IN_A_ROW, MAX_CONCURRENCY
 from dispatcher.deliverer import Answered, Failed
-from dispatcher.destinations import FAILURES_IN_A_ROW, MOST_AT_ONCE, Destinations
+from dispatcher.destinations import Destinations
 from dispatcher.schedule import LOOK_SECONDS, Schedule
 from storage.breakers import Breakers
 from storage.query_records import Delivered, RetryAt
@@ -47,7 +48,7 @@ class Bench:
 
     def prove(self, *names: str) -> None:
         """Let destinations answer so well that each may have the most at once."""
-        for _ in range(MOST_AT_ONCE):
+        for _ in range(MAX_CONCURRENCY):
             for name in names:
                 self.store.submit(destination=name)
             for lease in self.schedule.lease(16):
@@ -90,12 +91,12 @@ def test_destinations_share_the_threads_whoever_waited_first(bench: Bench) -> No
 def test_turns_beyond_what_waits_are_given_back(bench: Bench) -> None:
     bench.prove(DESTINATION)
     bench.store.submit()
-    assert 1 == len(bench.schedule.lease(MOST_AT_ONCE))
+    assert 1 == len(bench.schedule.lease(MAX_CONCURRENCY))
 
     for _ in range(20):
         bench.store.submit()
 
-    assert MOST_AT_ONCE - 1 == len(bench.schedule.lease(16))
+    assert MAX_CONCURRENCY - 1 == len(bench.schedule.lease(16))
 
 
 def test_nothing_waits_means_no_next_time(bench: Bench) -> None:
@@ -192,10 +193,10 @@ def test_a_breaker_that_is_just_being_saved_does_not_seem_closed_by_an_operator(
     saving, looked = threading.Event(), threading.Event()
 
     class SlowBreakers(Breakers):
-        def save(self, breaker: Breaker) -> None:
+        def save(self, breaker: Breaker, *, seen: int | None = None) -> None:
             saving.set()
             looked.wait(0.2)  # long enough for a look that does not wait its turn
-            super().save(breaker)
+            super().save(breaker, seen=seen)
 
     bench = Bench(store)
     bench.breakers = SlowBreakers(store.database)

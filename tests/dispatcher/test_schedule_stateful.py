@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dispatcher.breaker import MAX_CONCURRENCY
 from dispatcher.deliverer import Answered, Failed
-from dispatcher.destinations import MOST_AT_ONCE, Destinations
+from dispatcher.destinations import Destinations
 from dispatcher.schedule import Schedule
 from storage.database import Database
 from storage.query_records import Delivered, NotMade, RetryAt
@@ -141,18 +142,18 @@ class Turns(RuleBasedStateMachine):
     def nobody_has_more_than_the_most_at_once(self) -> None:
         under_way = Counter(lease.destination for lease in self.under_way)
         assert len(self.under_way) <= THREADS
-        assert max(under_way.values(), default=0) <= MOST_AT_ONCE
+        assert max(under_way.values(), default=0) <= MAX_CONCURRENCY
         assert sum(lease.is_retry for lease in self.under_way) <= THREADS * 3 // 4
 
     @invariant()
-    def a_look_is_in_vain_only_where_something_will_finish_and_nothing_could_begin(self) -> None:
+    def a_look_is_saturated_only_where_something_will_finish_and_nothing_could_begin(self) -> None:
         under_way = Counter(lease.destination for lease in self.under_way)
         closed = {id_ for id_ in DESTINATIONS.values() if id_ not in self.breakers}
         for destination in DESTINATIONS.values():
-            if self.schedule.is_in_vain(destination):
+            if self.schedule.is_saturated(destination):
                 assert under_way[destination] > 0
             elif destination in closed:
-                assert under_way[destination] < MOST_AT_ONCE
+                assert under_way[destination] < MAX_CONCURRENCY
 
     @invariant()
     def only_a_lease_uses_up_an_attempt(self) -> None:

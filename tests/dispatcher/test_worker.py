@@ -295,13 +295,24 @@ def test_the_latency_of_an_attempt_is_that_of_its_post(bench: Bench) -> None:
     assert START + 250 == bench.query(query.id).ended_at
 
 
-def test_a_clock_set_back_during_an_attempt_makes_no_negative_latency(bench: Bench) -> None:
-    query = bench.store.submit("dog")
-    bench.before_post = lambda: bench.clock.advance(-60)
-    bench.work()
-    (made,) = bench.query(query.id).attempts
+@pytest.mark.parametrize("step", [-86_400_000, -60_000, 3_600_000])
+def test_a_wall_clock_set_during_an_attempt_changes_neither_latency_nor_wait(
+    bench: Bench, step: int
+) -> None:
+    bench.deliverer.outcomes = [BROKEN]
 
-    assert 0 == made.latency_ms
+    def set_clock() -> None:
+        bench.clock.advance(2)
+        bench.step = step
+
+    query = bench.store.submit("dog")
+    bench.before_post = set_clock
+    bench.work()
+    found = bench.query(query.id)
+    (made,) = found.attempts
+
+    assert (START, 2_000) == (made.started_at, made.latency_ms)
+    assert bench.clock() + 5_000 == found.due_at
 
 
 def test_a_redelivered_query_has_its_whole_schedule_again(bench: Bench) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dispatcher.deliverer import Answered
+from dispatcher.local_resources import LocalResourceError
 from dispatcher.patience import Patience
 from storage.errors import StorageFullError
 from storage.queries import Queries
@@ -39,6 +40,29 @@ def test_nothing_is_sent_after_the_callers_interest_has_ended(bench: Bench) -> N
         failed.failure_reason,
         failed.attempts,
     )
+
+
+def test_a_key_that_has_its_share_uses_no_attempt_and_opens_no_breaker(
+    bench: Bench,
+) -> None:
+    def lack() -> None:
+        lacking = "places for look-ups"
+        raise LocalResourceError(lacking, only_for_owner=True)
+
+    query = bench.store.submit("dog")
+    bench.before_post = lack
+    for _ in range(20):
+        assert 1 == len(bench.work())
+        bench.clock.advance(5)
+    waiting = bench.query(query.id)
+    assert ("DELIVERING", ()) == (waiting.state, waiting.attempts)
+    assert bench.clock() - 5_000 < (waiting.due_at or 0) <= bench.clock()
+    assert [] == bench.store.breakers.not_closed()
+    assert not bench.shortage.has_lasted(0)
+
+    bench.before_post = lambda: None
+    bench.work()
+    assert "DELIVERED" == bench.query(query.id).state
 
 
 def test_no_attempt_is_planned_for_after_the_callers_interest_has_ended(bench: Bench) -> None:
@@ -151,8 +175,7 @@ class NoRoom(Queries):
 
 def test_a_full_disk_before_the_post_costs_no_attempt(bench: Bench) -> None:
     query = bench.store.submit("dog")
-    bench.queries = NoRoom(bench.store.database, refusals=20)
-    bench.worker = bench.make_worker()
+    bench.use(NoRoom(bench.store.database, refusals=20))
     for _ in range(20):
         bench.work()
         bench.clock.advance(1)
@@ -165,6 +188,25 @@ def test_a_full_disk_before_the_post_costs_no_attempt(bench: Bench) -> None:
         len(bench.query(query.id).attempts),
     )
     assert 1 == len(bench.deliverer.sent)
+
+
+class NothingPulledIn(Queries):
+    """Has no space to record that a query is due earlier."""
+
+    def pull_in(self, *_: Any, **__: Any) -> None:
+        msg = "the disk is full"
+        raise StorageFullError(msg)
+
+
+def test_what_was_leased_is_delivered_though_what_waits_too_long_cannot_be_changed(
+    bench: Bench,
+) -> None:
+    query = bench.store.submit("dog")
+    bench.store.submit("dog", now=START + 10**9)  # by a clock that was ahead
+    bench.use(NothingPulledIn(bench.store.database))
+    bench.work()
+
+    assert "DELIVERED" == bench.query(query.id).state
 
 
 def test_what_has_no_room_when_we_stop_is_left_to_the_next_start_and_costs_no_attempt(
@@ -213,8 +255,7 @@ class Unwritable(Queries):
 
 def test_a_lease_ends_though_its_outcome_crashes_us(bench: Bench) -> None:
     query = bench.store.submit("dog")
-    bench.queries = Unwritable(bench.store.database)
-    bench.worker = bench.make_worker()
+    bench.use(Unwritable(bench.store.database))
     bench.deliverer.outcomes = [BROKEN]
     bench.work()
 
@@ -224,8 +265,7 @@ def test_a_lease_ends_though_its_outcome_crashes_us(bench: Bench) -> None:
 
 def test_an_outcome_that_cannot_be_recorded_is_recorded_later_and_sent_once(bench: Bench) -> None:
     query = bench.store.submit("dog")
-    bench.queries = FullDisk(bench.store.database, refusals=3)
-    bench.worker = bench.make_worker()
+    bench.use(FullDisk(bench.store.database, refusals=3))
     bench.work()
 
     assert 1 == len(bench.deliverer.sent)

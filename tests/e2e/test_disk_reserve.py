@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from picback.v1 import image_pb2, query_pb2
 from picback.v1 import image_service_pb2 as pb
@@ -162,6 +163,30 @@ def test_what_is_in_flight_is_settled_and_nothing_new_is_sent(
     assert 2 * IN_FLIGHT == sent
     assert {query_pb2.QUERY_STATE_DELIVERED} == {query.state for query in ended}
     assert {1} == set(received.values())
+
+
+def test_a_query_that_waits_ends_when_give_up_after_has_passed(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    held = Held()
+    held.let_go.clear()
+    with Receiver(held) as receiver, serving(disk, tmp_path, receiver) as server:
+        server.submit(receiver.url)  # the one that a receiver gets before it is known to respond
+        receiver.wait_for(1)
+        request = pb.SubmitQueryRequest(
+            text="the dog", callback_url=receiver.url, give_up_after=Duration(seconds=5)
+        )
+        waiting = server.call("SubmitQuery", request).query
+        disk.fill()
+        ended = server.end_of(waiting.id)
+        held.let_go.set()
+        assert refused(lambda: server.submit(receiver.url)).reason == "STORAGE_FULL"
+        server.stop()
+    assert_sound(disk, tmp_path)
+
+    assert query_pb2.QUERY_STATE_FAILED == ended.state
+    assert "DEADLINE_PASSED" == ended.failure.reason
+    assert [] == list(ended.attempts)
 
 
 def test_a_key_can_be_revoked_beside_a_server(disk: SmallDisk, tmp_path: Path) -> None:

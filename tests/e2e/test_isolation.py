@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from dispatcher.destinations import FAILURES_IN_A_ROW, MOST_AT_ONCE
+from dispatcher.breaker import FAILURES_IN_A_ROW, MAX_CONCURRENCY
 from picback.v1 import image_service_pb2
 from tests.receiver import Answer, Receiver
 from tests.service import running
@@ -53,7 +53,7 @@ def test_a_receiver_that_hangs_takes_its_own_share_of_threads_and_no_more(tmp_pa
         tried = len(hanging.requests)
 
     # Had it got every thread that became free, it would have been tried BACKLOG times first.
-    assert tried <= MOST_AT_ONCE + FAILURES_IN_A_ROW
+    assert tried <= MAX_CONCURRENCY + FAILURES_IN_A_ROW
 
 
 def test_a_receiver_that_comes_back_gets_what_waited_though_its_breaker_was_open(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -128,7 +128,8 @@ def test_a_key_with_too_many_queries_may_submit_when_one_is_final_also_after_a_r
 
 @pytest.mark.parametrize("name", ["limit_calls_per_second", "limit_queued_queries"])
 def test_0_is_no_limit(tmp_path: Path, name: str) -> None:
-    with running(tmp_path / "data", allow_callback=("127.0.0.1:1",), **{name: 0}) as service:
+    options: dict[str, Any] = {"allow_callback": ("127.0.0.1:1",), name: 0}
+    with running(tmp_path / "data", **options) as service:
         for _ in range(3):
             service.stub.SubmitQuery(
                 pb.SubmitQueryRequest(text="dog", callback_url=NOBODY), metadata=service.metadata

@@ -1,7 +1,11 @@
-"""Databases of earlier schemas open, keep their rows, and get the constraints of today."""
+"""Databases of earlier schemas open, keep their rows, and get the constraints of today.
+
+What was queued in them goes on or ends.
+"""
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +41,7 @@ QUERIES: Final[dict[str, dict[str, object]]] = {
     "queued": {},
     "leased": {"due_at": None, "leased_at": 3, "attempt": 1},
     "delivering": {"state": "DELIVERING", "attempt": 1, **MATCH},
+    "redelivered": {"attempt": 2, "cycle_start": 2},
     "unmatched but delivered": {"state": "DELIVERED", "matched_at": 5, "lemmas": "[]", **ENDED},
     "delivered": {"state": "DELIVERED", "attempt": 2, "cycle_start": 1, **MATCH, **ENDED},
     "failed": {
@@ -106,6 +111,10 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def _queries(database: Database) -> list[Any]:
     columns = ", ".join({column for changes in QUERIES.values() for column in changes} | {"id"})
     return database.read(f"SELECT {columns} FROM query ORDER BY seq")
@@ -141,7 +150,7 @@ def test_queries_of_schema_5_go_on_where_they_were(old: Path) -> None:
         assert "CANCELLED" == store.queries.cancel("qry_cancelled", now=START).state
         assert "DELIVERING" == store.queries.redeliver("qry_failed", now=START).state
 
-        assert {"queued", "leased", "delivering"} == {lease.text for lease in leases}
+        assert {"queued", "leased", "delivering", "redelivered"} == {lease.text for lease in leases}
         assert not any(lease.ends_unmatched for lease in leases)
 
 
@@ -208,6 +217,16 @@ def test_a_migration_that_does_not_end_leaves_the_database_as_it_was(
     assert before == schema_of()
     with closing(Database.own(old)) as database:
         assert [("ok",)] == database.read("PRAGMA integrity_check")
+
+
+def test_queries_that_were_queued_before_they_had_schedules_get_one(old: Path) -> None:
+    before = _now()
+    with closing(Database.own(old)) as database:
+        cycles = dict(database.read("SELECT text, cycle_at FROM query WHERE ended_at IS NULL"))
+
+    # One that was redelivered, nobody knows when, has its schedule from now on.
+    assert before <= cycles.pop("redelivered") <= _now()
+    assert {"queued": 1, "leased": 1, "delivering": 1} == cycles
 
 
 def test_images_of_schema_5_are_there_have_no_renditions_and_take_some(old: Path) -> None:

@@ -103,6 +103,12 @@ def test_the_way_of_a_query_goes_by_indexes(store: Store) -> None:
         store.queries.redeliver(query.id, now=START)
         store.queries.cancel(query.id, now=START)
         store.next_due_at()
+        store.queries.deadlines.next_at(lifetime=1)
+        store.queries.deadlines.expire(now=START, lifetime=1, wall_now=START, limit=1)
+        store.queries.deadlines.newest()
+        store.breakers.operator_changes(after=0)
+        store.breakers.last_operator_change()
+        store.breakers.hold("http://a.test:80")
         store.queries.void_leases(max_attempts=3, now=START)
         # Without either it begins at the newest and stops after a page: a scan, but no long one.
         store.page(before=5, size=1, state=None)

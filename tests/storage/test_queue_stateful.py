@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,7 +39,7 @@ from storage.query_records import (
     Unmatched,
 )
 from tests.fakes import START, FakeClock
-from tests.storage.queue_model import CAP, FINAL, QueueModel, queues
+from tests.storage.queue_model import CAP, FINAL, LIFETIME, QueueModel, queues
 from tests.store import Store
 
 if TYPE_CHECKING:
@@ -49,19 +50,24 @@ if TYPE_CHECKING:
 #: Name -> the number that storage gives it.
 DESTINATIONS: Final = {"http://a.test:80": 1, "http://b.test:80": 2}
 
-KEYS: Final = ("a", "b")
 IMAGE: Final = Match(image_id="img_1", score=1, tags=())
 
 milliseconds = st.integers(0, 5)
 names = st.sampled_from(sorted(DESTINATIONS))
+#: Names of API keys; a turn is drawn for a name and given the key's id.
+KEYS: Final = ("one", "two")
 a_turn = st.builds(
     Turn,
+    key_id=st.sampled_from(KEYS),
     destination=st.sampled_from(sorted(DESTINATIONS.values())),
     retries=st.booleans(),
     count=st.integers(1, 3),
 )
 some_turns = st.lists(
-    a_turn, min_size=1, max_size=4, unique_by=lambda turn: (turn.destination, turn.retries)
+    a_turn,
+    min_size=1,
+    max_size=4,
+    unique_by=lambda turn: (turn.key_id, turn.destination, turn.retries),
 )
 
 
@@ -80,8 +86,9 @@ class Queue(RuleBasedStateMachine):
         self.breakers: dict[int, Breaker] = {}
         self.database = Database.own(self.root / "0")
         self.store = Store(self.database)
+        self.keys = {name: self.store.key(name) for name in KEYS}
         #: Whose queries a call may see: of one key, or of all.
-        self.views = [None, *(self.store.key(name) for name in KEYS)]
+        self.views = [None, *self.keys.values()]
 
     def teardown(self) -> None:
         self.database.close()
@@ -91,7 +98,7 @@ class Queue(RuleBasedStateMachine):
     def begin(self) -> Any:
         return multiple(
             *(
-                self.submit(name, wait=0, key=key, on_unmatched=on_unmatched)
+                self.submit(name, key=key, wait=0, give_up_after=None, on_unmatched=on_unmatched)
                 for name, key, on_unmatched in zip(
                     DESTINATIONS, KEYS, ("DELIVER", "END"), strict=True
                 )
@@ -101,24 +108,44 @@ class Queue(RuleBasedStateMachine):
     @rule(
         target=queries,
         name=names,
-        wait=milliseconds,
         key=st.sampled_from(KEYS),
+        wait=milliseconds,
+        give_up_after=st.none() | st.integers(1, 2 * LIFETIME),
         on_unmatched=st.sampled_from(["DELIVER", "END"]),
     )
-    def submit(self, name: str, wait: int, key: str, on_unmatched: str) -> str:
+    def submit(
+        self, name: str, key: str, wait: int, give_up_after: int | None, on_unmatched: str
+    ) -> str:
         # Submitted by a host whose clock is ahead: not due yet.
         due_at = self.clock() + wait
         query = self.store.submit(
-            "text", destination=name, now=due_at, key=key, on_unmatched=on_unmatched
+            "text",
+            destination=name,
+            key=key,
+            give_up_after=give_up_after,
+            on_unmatched=on_unmatched,
+            now=due_at,
         )
         self.model.submitted(
             query.id,
             destination=DESTINATIONS[name],
+            key_id=self.keys[key],
+            give_up_after=give_up_after,
             due_at=due_at,
-            key_id=self.store.key(key),
             ends_unmatched=on_unmatched == "END",
         )
         return query.id
+
+    @rule(limit=st.integers(1, 5))
+    def end_what_waits_too_long(self, limit: int) -> None:
+        now, ended = self.clock(), 0
+        while found := self.store.queries.deadlines.expire(
+            now=now, lifetime=LIFETIME, wall_now=now, limit=limit
+        ):
+            assert found <= limit
+            ended += found
+
+        assert self.model.expired(now=now) == ended
 
     @rule(passes=st.integers(1, 20))
     def let_time_pass(self, passes: int) -> None:
@@ -131,13 +158,18 @@ class Queue(RuleBasedStateMachine):
     @rule(target=leases, turns=some_turns)
     def lease(self, turns: list[Turn]) -> Any:
         now = self.clock()
+        turns = [replace(turn, key_id=self.keys[turn.key_id]) for turn in turns]
         due = [id_ for turn in turns for id_ in self.model.due(turn, now=now)]
-        leased = self.store.queries.lease(turns, now=now)
+        found = self.store.queries.lease(turns, now=now)
+        leases = [lease for each in found for lease in each.leases]
 
-        assert due == [lease.id for lease in leased]
-        for lease in leased:
+        assert due == [lease.id for lease in leases]
+        for lease in leases:
             self.model.leased(lease)
-        return multiple(*leased)
+        assert [self.model.next_due_at(turn) for turn in turns] == [
+            each.next_due_at for each in found
+        ]
+        return multiple(*leases)
 
     @rule(lease=leases, word=st.sampled_from(["dog", "cat"]), match=st.sampled_from([None, IMAGE]))
     def match(self, lease: QueryLease, word: str, match: Match | None) -> None:
@@ -282,7 +314,7 @@ class Queue(RuleBasedStateMachine):
                 query.due_at,
                 query.matched,
                 {attempt.number: attempt.failure_reason for attempt in query.attempts},
-                (query.ended_at is not None, query.failure_reason is not None),
+                (query.ended_at is not None, query.failure_reason),
             )
             for query in self.store.page(before=None, size=1000, state=None)
         }
@@ -292,7 +324,7 @@ class Queue(RuleBasedStateMachine):
                 query.due_at,
                 query.matched,
                 query.attempts,
-                (query.state in FINAL, query.state == "FAILED"),
+                (query.state in FINAL, query.reason),
             )
             for id_, query in self.model.queries.items()
         } == found
@@ -310,7 +342,16 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def every_queue_has_its_head(self) -> None:
-        assert self.model.waiting() == queues(self.store.queries.waiting())
+        waiting = self.store.queries.waiting
+        assert self.model.waiting() == queues(waiting())
+        in_windows = [*waiting(limit=1)]
+        while window := waiting(after=in_windows[-1], limit=1) if in_windows else []:
+            in_windows += window
+        assert self.model.waiting() == queues(in_windows)
+
+    @invariant()
+    def the_next_end_is_known(self) -> None:
+        assert self.model.next_end_at() == self.store.queries.deadlines.next_at(lifetime=LIFETIME)
 
     @invariant()
     def breakers_are_as_they_were_left(self) -> None:
@@ -330,13 +371,11 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def a_keys_queued_queries_are_counted(self) -> None:
-        for name in KEYS:
-            key_id = self.store.key(name)
-            queued = sum(
+        for key_id in self.keys.values():
+            assert self.store.queries.queued.count(key_id) == sum(
                 query.state not in FINAL and query.key_id == key_id
                 for query in self.model.queries.values()
             )
-            assert queued == self.store.queries.queued.count(key_id)
 
     @invariant()
     def no_cycle_has_more_attempts_than_the_cap(self) -> None:

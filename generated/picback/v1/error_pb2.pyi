@@ -129,6 +129,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Query.failure: the last attempt of the schedule failed; see attempts."""
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 52
     """Query.failure: give_up_after passed before a 2xx answer; see attempts."""
+    ERROR_REASON_SCHEDULE_EXPIRED: _ErrorReason.ValueType  # 53
+    """Query.failure: 76 hours, the time that the schedule of attempts takes, passed
+    since the query was accepted or redelivered, and fewer attempts were made
+    because the receiver was left alone for long (circuit breaker, pause); see
+    attempts.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every failed call carries a google.rpc.ErrorInfo with domain "picback.v1" and
@@ -244,6 +250,12 @@ ERROR_REASON_ATTEMPTS_EXHAUSTED: ErrorReason.ValueType  # 51
 """Query.failure: the last attempt of the schedule failed; see attempts."""
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 52
 """Query.failure: give_up_after passed before a 2xx answer; see attempts."""
+ERROR_REASON_SCHEDULE_EXPIRED: ErrorReason.ValueType  # 53
+"""Query.failure: 76 hours, the time that the schedule of attempts takes, passed
+since the query was accepted or redelivered, and fewer attempts were made
+because the receiver was left alone for long (circuit breaker, pause); see
+attempts.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -428,8 +428,9 @@ class SubmitQueryRequest(_message.Message):
     """What to do when no image matches. Part of what request_id identifies."""
     @_builtins.property
     def give_up_after(self) -> _duration_pb2.Duration:
-        """Give up this long after the query was accepted: 1 s to 30 days. Unset means
-        when the schedule of attempts ends, after about 76 hours.
+        """Give up this long after the query was accepted: 1 s to 30 days. It can only
+        shorten: every query ends when the schedule of attempts does, 76 hours after
+        it was accepted or redelivered, whatever happens to its receiver meanwhile.
         """
 
     def __init__(
