@@ -82,7 +82,7 @@ class BulkQueries:
     ) -> Progress:
         """Cancel what satisfies *where*; otherwise as `count`."""
 
-        def cancel(seqs: Sequence[int], where: QueryFilter) -> list[Changed]:
+        def cancel(seqs: Sequence[int]) -> list[Changed]:
             return self._queries.bulk.cancel(seqs, where, now=self._clock())
 
         return self._run(where, context, before, cancel)
@@ -92,9 +92,10 @@ class BulkQueries:
     ) -> Progress:
         """Redeliver what satisfies *where*; otherwise as `count`."""
 
-        def redeliver(seqs: Sequence[int], where: QueryFilter) -> list[Changed]:
-            now = self._dispatcher.time()
-            changed = self._queries.bulk.redeliver(seqs, where, now=now)
+        def redeliver(seqs: Sequence[int]) -> list[Changed]:
+            changed = self._queries.bulk.redeliver(
+                seqs, where, now=self._dispatcher.time(), wall_now=self._clock()
+            )
             for destination in {each.destination for each in changed}:
                 self._dispatcher.wake_delivery(destination)
             return changed
@@ -106,7 +107,7 @@ class BulkQueries:
         where: QueryFilter,
         context: grpc.ServicerContext,
         before: int | None,
-        change: Callable[[Sequence[int], QueryFilter], list[Changed]] | None,
+        change: Callable[[Sequence[int]], list[Changed]] | None,
     ) -> Progress:
         progress = Progress(before)
         until = time.monotonic() + min(_MAX_SECONDS, _remaining(context) - _RESPONSE_MARGIN)
@@ -119,7 +120,7 @@ class BulkQueries:
                         progress.before, found = counted.before, counted.count
                     else:
                         part = search.find(before=progress.before, limit=_BATCH)
-                        progress.changed += len(change(part.seqs, where))
+                        progress.changed += len(change(part.seqs))
                         progress.before, found = part.before, len(part.seqs)
                     progress.matched += found
                     if progress.before is None or self._must_stop(context, until):

@@ -90,10 +90,10 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._watchers = watchers
         self._is_stopping = is_stopping
         self._clock = clock
-        self._wall_time = wall_time
         self._bulk = BulkQueries(
             queries=queries, dispatcher=dispatcher, is_stopping=is_stopping, clock=clock
         )
+        self._wall_time = wall_time
 
     def UploadImage(
         self, request: pb.UploadImageRequest, context: grpc.ServicerContext
@@ -291,7 +291,10 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> pb.RedeliverQueryResponse:
         """Make a final query due now."""
         query = self._queries.redeliver(
-            _query_id(request.query_id), key_id=_visible_key_id(), now=self._dispatcher.time()
+            _query_id(request.query_id),
+            key_id=_visible_key_id(),
+            now=self._dispatcher.time(),
+            wall_now=self._clock(),
         )
         self._dispatcher.wake_delivery(query.destination)
         return pb.RedeliverQueryResponse(query=self._query(query))

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 #: States that only RedeliverQuery leaves.
 FINAL_STATES: Final = frozenset({"DELIVERED", "FAILED", "CANCELLED", "UNMATCHED"})
+#: Attempts that are kept of a query: the newest.
+MAX_ATTEMPTS_KEPT: Final = 100
 #: How many queries at a queue's head are searched for a URL that a turn does not avoid.
 _PROBE_CANDIDATES: Final = 32
 #: From one pair of destination and key to the next that has queries waiting: one look at the index.
@@ -64,8 +66,6 @@ _NEXT_DESTINATION: Final = (
     "(SELECT min(destination_id) FROM query WHERE due_at IS NOT NULL"
     " AND destination_id > destination)"
 )
-#: Attempts that are kept of a query: the newest.
-MAX_ATTEMPTS_KEPT: Final = 100
 
 
 class Queries:
@@ -228,27 +228,30 @@ class Queries:
         self.changes.publish(query_id)
         return self.get(query_id)
 
-    def redeliver(self, query_id: str, *, key_id: str | None = None, now: int) -> Query:
+    def redeliver(
+        self, query_id: str, *, key_id: str | None = None, now: int, wall_now: int | None = None
+    ) -> Query:
         """Make a final query due now, at the beginning of its schedule.
 
         One that is UNMATCHED is matched again; the others keep their match. *now* is the
-        scheduler's time.
+        scheduler's time, *wall_now* (None: the same) that of attempts.
 
         Raises:
             QueryNotFoundError: There is none with this id.
             StateConflictError: It is not final; nothing was changed.
             RedeliveryLimitError: Too many of its attempts started lately; nothing was changed.
         """
+        wall = now if wall_now is None else wall_now
 
         def operation(connection: Connection) -> tuple[str, int, int | None]:
             seq, state, _ = _state_of(connection, query_id, key_id)
             if state not in FINAL_STATES:
                 raise StateConflictError(state)
             ((busy_since,),) = connection.execute(
-                f"SELECT {BUSY_SINCE} FROM query WHERE seq = ?2", (now, seq)
+                f"SELECT {BUSY_SINCE} FROM query WHERE seq = ?2", (now, seq, wall)
             ).fetchall()
             if busy_since is not None:
-                raise RedeliveryLimitError(retry_after_ms=busy_since + RECENT_MS - now)
+                raise RedeliveryLimitError(retry_after_ms=busy_since + RECENT_MS - wall)
             rows = connection.execute(
                 f"UPDATE query SET {REDELIVER} WHERE seq = ?2"
                 " RETURNING key_id, destination_id, give_up_at",
@@ -428,26 +431,28 @@ class Queries:
             self.queued.add(key_id, -1)
         return voided
 
+    def _note_changes(self, changed: Sequence[Changed]) -> None:
+        """Note that queries were made due or became final."""
+        waiting: dict[DueQueue, int | None] = {}
+        for each in changed:
+            self.queued.add(each.key_id, -1 if each.due_at is None else 1)
+            self.changes.publish(each.id)
+            if each.due_at is not None:
+                queue = DueQueue(
+                    key_id=each.key_id,
+                    destination=each.destination,
+                    retries=False,
+                    due_at=each.due_at,
+                )
+                times = (waiting.get(queue), each.give_up_at)
+                waiting[queue] = min((at for at in times if at is not None), default=None)
+        for queue, give_up_at in waiting.items():
+            self._announce(queue, give_up_at=give_up_at)
+
     def _announce(self, queue: DueQueue, *, give_up_at: int | None) -> None:
         waiting = Waiting(queue=queue, give_up_at=give_up_at)
         for listener in self._listeners:
             listener(waiting)
-
-    def _note_changes(self, changed: Sequence[Changed], queued: int) -> None:
-        """Note that queries were made due (*queued* is 1) or became final (-1)."""
-        for each in changed:
-            self.queued.add(each.key_id, queued)
-            self.changes.publish(each.id)
-            if each.due_at is not None:
-                self._announce(
-                    DueQueue(
-                        key_id=each.key_id,
-                        destination=each.destination,
-                        retries=False,
-                        due_at=each.due_at,
-                    ),
-                    give_up_at=each.give_up_at,
-                )
 
     def _queries(self, sql: str, parameters: tuple[object, ...]) -> list[Query]:
         rows = self._database.read(sql, parameters)

@@ -133,17 +133,6 @@ class QuerySearch:
         return nothing if seq is None else int(seq)
 
 
-def still_matching(where: QueryFilter) -> tuple[str, tuple[object, ...]]:
-    """Return the conditions that a query can cease to satisfy, as SQL and its values."""
-    conditions, values = ["1"], list(where.states)
-    if where.states:
-        conditions.append(f"state IN ({_placeholders(where.states)})")
-    if where.failure_reason is not None:
-        conditions.append("failure_reason = ?")
-        values.append(where.failure_reason)
-    return " AND ".join(conditions), tuple(values)
-
-
 def _plan(
     database: Database, where: QueryFilter
 ) -> tuple[list[tuple[str, tuple[object, ...]]], str, tuple[object, ...]]:
