@@ -199,7 +199,7 @@ class Dispatcher:
         """Tell whether work has been due for *grace* seconds and nobody does it; see `Lane`.
 
         Or whether storage has refused to record it for so long: it then holds its threads and
-        its destinations' share of them, which no lane can tell from work under way. Or whether
+        its destinations' share of them, which no lane can tell from work in flight. Or whether
         this machine has lacked what callbacks need for so long.
         """
         if self._patience.has_waited(grace) or self._shortage.has_lasted(grace):

@@ -1,7 +1,7 @@
 """The life of one lease on a query, top to bottom: match, build, sign, call back, settle.
 
 The rule a newcomer would break: what goes wrong before the receiver is called costs the query an
-attempt only if the query itself may be the cause. A full disk or a lack of descriptors is nobody's
+attempt only if the query itself may be the cause. A full disk or a lack of descriptors is no query's
 attempt; a crash is,
 because a query that crashes us each time must come to an end.
 """

@@ -165,7 +165,7 @@ class GroupCommit:
                     self._run([operation])
                 return
             results = [_Refused(error)]
-        except BaseException as error:  # noqa: BLE001 - a waiter must never wait for ever
+        except BaseException as error:  # noqa: BLE001 - every waiter gets a result
             results = [_Refused(error)] * len(batch)
         for operation, result in zip(batch, results, strict=True):
             if not isinstance(result, _Refused):

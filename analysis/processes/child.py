@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ROOT: Final = Path(__file__).parents[2]
 #: Most bytes of a child's response: two small JPEGs.
 _MAX_RESPONSE_BYTES: Final = 16_000_000
-#: What a child's C library is told about memory: large blocks go back to the system when freed,
+#: How a child's C library handles memory: large blocks go back to the system when freed,
 #: and there is one arena, since a child works in one thread. See mallopt(3).
 _MALLOC: Final = {
     "MALLOC_ARENA_MAX": "1",
